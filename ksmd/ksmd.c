@@ -1,0 +1,334 @@
+#include "ksmd/ksmd.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "ksmd/ksmd_internal.h"
+#include "ksmd/stable_index.h"
+
+static struct ksm_limits limits_from(const struct config *c)
+{
+	return (struct ksm_limits){
+		.min_gain_pages = c->merge_min_gain_bytes / PAGE_BYTES,
+		.target_ns = c->merge_target_ms * NSEC_PER_MSEC,
+		.backoff_ns = c->merge_backoff_ms * NSEC_PER_MSEC,
+		.cpu_percent = c->merge_cpu_percent,
+	};
+}
+
+int ksmd_new(const struct fsio *fs, const struct config *config, struct ksmd **ret_ksmd)
+{
+	struct ksm_limits limits = limits_from(config);
+	struct ksmd *k = calloc(1, sizeof(*k));
+	int r;
+
+	if (!k)
+		return -ENOMEM;
+	k->fs = fs;
+	k->config = config;
+	ksm_policy_init(&k->policy, &limits);
+	r = stable_index_new(&k->index);
+	if (r < 0)
+		goto fail;
+	r = ksm_kernel_new(fs, config->state_dir, &k->kernel);
+	if (r == -EOPNOTSUPP)
+		log_info("ksm: this kernel has no KSM: nothing is merged, estimates work");
+	else if (r < 0)
+		goto fail;
+	k->left_running = k->kernel && ksm_kernel_is_controlled(k->kernel);
+	*ret_ksmd = k;
+	return 0;
+fail:
+	ksmd_free(k);
+	return r;
+}
+
+struct ksmd *ksmd_free(struct ksmd *k)
+{
+	int r;
+
+	if (!k)
+		return NULL;
+	pass_free(k->pass);
+	pass_free(k->last);
+	if (k->kernel) {
+		r = ksm_kernel_restore(k->kernel);
+		if (r < 0)
+			log_error("cannot restore the KSM settings that were found: %s", strerror(-r));
+		ksm_kernel_free(k->kernel);
+	}
+	for (size_t i = 0; i < k->vm_count; i++)
+		page_table_unref(k->vms[i].table);
+	for (size_t i = 0; i < k->seed_count; i++)
+		free(k->seeds[i].domain);
+	free(k->seeds);
+	free(k->vms);
+	stable_index_free(k->index);
+	free(k);
+	return NULL;
+}
+
+int ksmd_domain_seed(struct ksmd *k, const char *domain, uint64_t *ret_seed)
+{
+	struct domain_seed *bigger, fresh;
+
+	for (size_t i = 0; i < k->seed_count; i++) {
+		if (strcmp(k->seeds[i].domain, domain) == 0) {
+			*ret_seed = k->seeds[i].seed;
+			return 0;
+		}
+	}
+	if (getrandom(&fresh.seed, sizeof(fresh.seed), 0) != sizeof(fresh.seed))
+		return -errno;
+	bigger = reallocarray(k->seeds, k->seed_count + 1, sizeof(*bigger));
+	if (!bigger)
+		return -ENOMEM;
+	k->seeds = bigger;
+	fresh.domain = strdup(domain);
+	if (!fresh.domain)
+		return -ENOMEM;
+	k->seeds[k->seed_count++] = fresh;
+	*ret_seed = fresh.seed;
+	return 0;
+}
+
+/* ---- taking a pass in ---- */
+
+static const struct vm_snapshot *snapshot_of(const struct host_snapshot *s, const struct pass_vm *vm)
+{
+	for (size_t i = 0; i < s->vm_count; i++)
+		if (s->vms[i].pid == vm->pid && s->vms[i].start_ticks == vm->start_ticks)
+			return &s->vms[i];
+	return NULL;
+}
+
+/* What the kernel's scanner can get, out of the last pass and the VMs that are there now. */
+static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
+{
+	const struct pass_result *res = k->last ? pass_wait(k->last) : NULL;
+	double expected = 0;
+
+	k->mergeable_pages = k->zero_pages = 0;
+	for (size_t i = 0; res && i < res->vm_count; i++) {
+		const struct vm_snapshot *vm = snapshot_of(s, &res->vms[i]);
+
+		if (!vm || ksmd_vm_refusal(vm))
+			continue;
+		expected += res->vms[i].counts.mergeable;
+		k->mergeable_pages += res->vms[i].counts.present;
+		k->zero_pages += res->vms[i].counts.zero;
+	}
+	k->expected_pages = (uint64_t)expected;
+}
+
+static uint64_t rss_pages(const struct host_snapshot *s)
+{
+	uint64_t pages = 0;
+
+	for (size_t i = 0; i < s->vm_count; i++)
+		if (!ksmd_vm_refusal(&s->vms[i]))
+			pages += s->vms[i].rss_anon_bytes / PAGE_BYTES;
+	return pages;
+}
+
+/* Pages that the kernel has saved of these VMs. A KSM page still counts as resident in each process, so its
+ * copies are pages_sharing / (pages_shared + pages_sharing) of the merged pages. Zero pages inside huge pages
+ * never become KSM pages: splitting the huge page maps them to the zero page, which resident memory shows. */
+static void saved_update(struct ksmd *k, const struct host_snapshot *s)
+{
+	uint64_t merging = 0, all = s->ksm.pages_shared + s->ksm.pages_sharing, rss = rss_pages(s), dropped;
+
+	for (size_t i = 0; i < s->vm_count; i++)
+		merging += s->vms[i].ksm_merging_pages;
+	k->saved_pages = all ? (uint64_t)((double)merging * (double)s->ksm.pages_sharing / (double)all) : 0;
+	if (!k->rss_then_valid && k->last) {
+		k->rss_pages_then = rss; /* the first look after a pass */
+		k->rss_then_valid = true;
+	}
+	dropped = k->rss_then_valid && k->rss_pages_then > rss ? k->rss_pages_then - rss : 0;
+	k->saved_pages += dropped < k->zero_pages ? dropped : k->zero_pages;
+}
+
+static void pass_take(struct ksmd *k, const struct host_snapshot *s)
+{
+	struct pollfd ready = { .fd = k->pass ? pass_done_fd(k->pass) : -1, .events = POLLIN };
+	const struct pass_result *res;
+	double share = (double)k->config->scan_rest_permille / 1000 * (double)sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (!k->pass || poll(&ready, 1, 0) != 1)
+		return;
+	res = pass_wait(k->pass);
+	k->cpu_seconds += res->cpu_seconds;
+	k->pass_ended_ns = s->taken_ns;
+	k->rest_until_ns = s->taken_ns + (uint64_t)(res->cpu_seconds / share * (double)NSEC_PER_SEC);
+	if (res->error) {
+		log_warning("pass failed, ignoring: %s", strerror(-res->error));
+		k->pass = pass_free(k->pass);
+		return;
+	}
+	pass_free(k->last);
+	k->last = k->pass;
+	k->pass = NULL;
+	k->passes++;
+	k->rss_then_valid = false;
+	log_info("pass vms=%zu scanned=%" PRIu64 " MiB mergeable=%.0f MiB zero=%" PRIu64
+		 " MiB took=%.2f s cpu=%.2f s",
+		 res->vm_count, res->scanned_pages >> 8, res->total.mergeable / 256, res->total.zero >> 8,
+		 res->seconds, res->cpu_seconds);
+}
+
+/* ---- planning a pass ---- */
+
+/* Marks the VMs to scan now and makes their tables. True when there is one. */
+static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
+{
+	uint64_t interval_ns = k->config->scan_interval_ms * NSEC_PER_MSEC;
+	bool any = false, rested = s->taken_ns >= k->rest_until_ns;
+
+	for (size_t i = 0; i < s->vm_count; i++) {
+		const struct vm_snapshot *vm = &s->vms[i];
+		struct tracked_vm *t = ksmd_track(k, vm);
+		uint64_t seed;
+		int r;
+
+		if (!t)
+			continue;
+		t->due = !t->passed_ns || (rested && s->taken_ns - t->passed_ns >= interval_ns);
+		if (t->table && !page_table_is_for(t->table, vm)) {
+			t->table = page_table_unref(t->table);
+			t->due = true;
+		}
+		if (!t->due || vm->region_count == 0) {
+			t->due = false;
+			continue;
+		}
+		r = t->table ? 0 : ksmd_domain_seed(k, vm->domain, &seed);
+		if (r == 0 && !t->table)
+			r = page_table_new(k->fs, vm, seed, &t->table);
+		if (r < 0) {
+			log_debug("vm=%s no page table: %s", vm->uuid, strerror(-r));
+			t->due = false;
+			continue;
+		}
+		t->passed_ns = s->taken_ns;
+		any = true;
+	}
+	return any;
+}
+
+/* ---- refusals ---- */
+
+const char *ksmd_vm_refusal(const struct vm_snapshot *vm)
+{
+	if (!vm->merge_allowed)
+		return "merging is off for this VM (merge = off)";
+	for (size_t i = 0; i < vm->region_count; i++) {
+		if (vm->regions[i].backing == MEM_HUGETLB)
+			return "its memory is hugetlb, which cannot be merged";
+		if (vm->regions[i].backing != MEM_ANON)
+			return "its memory is shared or file-backed, which cannot be merged";
+	}
+	if (vm->region_count == 0)
+		return "where its memory lies is not known";
+	if (!vm->ksm_mergeable)
+		return "its VMM did not give its memory to KSM (QEMU: -machine mem-merge=on)";
+	return NULL;
+}
+
+/* The kernel merges all that it may scan with all else, so every VM that gave it memory must be of one
+ * domain, merging or not. */
+static const char *domains_refusal(const struct host_snapshot *s)
+{
+	const char *domain = NULL;
+
+	for (size_t i = 0; i < s->vm_count; i++) {
+		const struct vm_snapshot *vm = &s->vms[i];
+
+		if (!vm->ksm_mergeable)
+			continue;
+		if (!vm->merge_allowed)
+			return "a VM with merge = off gave its memory to KSM; start it with mem-merge=off";
+		if (domain && strcmp(domain, vm->domain) != 0)
+			return "the VMs that gave memory to KSM are in several domains, and the kernel merges across "
+			       "all of them";
+		domain = vm->domain;
+	}
+	return domain ? NULL : "no VM gave its memory to KSM";
+}
+
+const char *ksmd_host_refusal(const struct ksmd *k, const struct host_snapshot *s)
+{
+	if (!k->kernel)
+		return "this kernel has no KSM";
+	if (k->config->merge_engine == MERGE_ENGINE_OFF)
+		return "merging is off (engine = off)";
+	return domains_refusal(s);
+}
+
+/* ---- the module ---- */
+
+static int ksmd_decide(void *m, const struct host_snapshot *s)
+{
+	struct ksmd *k = m;
+	struct ksm_inputs in = { 0 };
+
+	pass_take(k, s);
+	expectation_update(k, s);
+	saved_update(k, s);
+	/* While the scanner works the estimate stands; afterwards a new pass shows what is left. */
+	if (!k->pass && k->policy.state != KSM_MERGE)
+		k->pass_planned = pass_plan(k, s);
+	if (!k->kernel)
+		return 0;
+	in.refusal = ksmd_host_refusal(k, s);
+	in.foreign_change = ksm_kernel_was_changed(k->kernel, &s->ksm);
+	in.left_running = k->left_running && s->ksm.run == 1;
+	k->left_running = false;
+	in.expected_pages = k->expected_pages;
+	in.saved_pages = k->saved_pages;
+	in.mergeable_pages = k->mergeable_pages;
+	k->policy.limits = limits_from(k->config);
+	ksm_policy_decide(&k->policy, s, &in, &k->plan);
+	if (in.refusal && strcmp(k->logged_why, in.refusal) != 0)
+		log_info("ksm rests why=\"%s\"", in.refusal);
+	snprintf(k->logged_why, sizeof(k->logged_why), "%s", in.refusal ? in.refusal : "");
+	return 0;
+}
+
+const struct module_ops ksmd_ops = {
+	.name = "ksmd",
+	.sense = ksmd_sense,
+	.decide = ksmd_decide,
+	.apply = ksmd_apply,
+};
+
+int ksmd_pass_fd(const struct ksmd *k)
+{
+	return k->pass ? pass_done_fd(k->pass) : -1;
+}
+
+void ksmd_status(const struct ksmd *k, struct ksmd_status *ret_status)
+{
+	struct ksmd_status st = {
+		.ksm_present = k->kernel != NULL,
+		.state = k->policy.state,
+		.why = k->kernel ? k->plan.why : "this kernel has no KSM",
+		.passing = k->pass != NULL,
+		.passes = k->passes,
+		.last = k->last ? pass_wait(k->last) : NULL,
+		.expected_pages = k->expected_pages,
+		.saved_pages = k->saved_pages,
+		.cpu_seconds = k->cpu_seconds,
+	};
+
+	if (k->pass)
+		pass_progress(k->pass, &st.pass_done_pages, &st.pass_total_pages);
+	*ret_status = st;
+}

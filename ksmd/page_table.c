@@ -1,0 +1,107 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/cleanup.h"
+#include "ept/pagestate.h"
+#include "ksmd/pass_internal.h"
+
+static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
+{
+	t->targets = calloc(vm->region_count ? vm->region_count : 1, sizeof(*t->targets));
+	if (!t->targets)
+		return -ENOMEM;
+	t->anonymous = vm->region_count > 0;
+	for (size_t i = 0; i < vm->region_count; i++) {
+		const struct mem_region *region = &vm->regions[i];
+		struct scan_target *target = &t->targets[i];
+
+		target->pid = vm->pid;
+		target->pidfd = t->pidfd;
+		target->pagemap_fd = t->pagemap_fd;
+		target->hva = region->hva;
+		target->pages = region->bytes / PAGE_BYTES;
+		target->seed = t->seed;
+		target->hashes = scan_hashes_new(target->pages);
+		if (!target->hashes)
+			return -ENOMEM;
+		t->target_count++;
+		t->anonymous &= region->backing == MEM_ANON;
+	}
+	return 0;
+}
+
+int page_table_new(const struct fsio *fs, const struct vm_snapshot *vm, uint64_t seed,
+		   struct page_table **ret_table)
+{
+	struct page_table *t = calloc(1, sizeof(*t));
+	int r;
+
+	if (!t)
+		return -ENOMEM;
+	t->refs = 1;
+	t->pid = vm->pid;
+	t->start_ticks = vm->start_ticks;
+	t->seed = seed;
+	t->merge_allowed = vm->merge_allowed;
+	t->pagemap_fd = -1;
+	t->pidfd = fcntl(vm->pidfd, F_DUPFD_CLOEXEC, 0);
+	if (t->pidfd < 0) {
+		r = -errno;
+		goto fail;
+	}
+	r = t->pagemap_fd = pagestate_open(fs, vm->pid);
+	if (r < 0)
+		goto fail;
+	t->name = strdup(vm->name);
+	t->uuid = strdup(vm->uuid);
+	t->domain = strdup(vm->domain);
+	r = t->name && t->uuid && t->domain ? regions_copy(t, vm) : -ENOMEM;
+	if (r < 0)
+		goto fail;
+	*ret_table = t;
+	return 0;
+fail:
+	page_table_unref(t);
+	return r == -ENOENT ? -ESRCH : r;
+}
+
+struct page_table *page_table_ref(struct page_table *t)
+{
+	t->refs++;
+	return t;
+}
+
+struct page_table *page_table_unref(struct page_table *t)
+{
+	if (!t || --t->refs > 0)
+		return NULL;
+	for (size_t i = 0; i < t->target_count; i++)
+		scan_hashes_free(t->targets[i].hashes, t->targets[i].pages);
+	free(t->targets);
+	if (t->pidfd >= 0)
+		close(t->pidfd);
+	if (t->pagemap_fd >= 0)
+		close(t->pagemap_fd);
+	free(t->name);
+	free(t->uuid);
+	free(t->domain);
+	free(t);
+	return NULL;
+}
+
+bool page_table_is_for(const struct page_table *t, const struct vm_snapshot *vm)
+{
+	if (t->pid != vm->pid || t->start_ticks != vm->start_ticks || t->target_count != vm->region_count)
+		return false;
+	if (strcmp(t->domain, vm->domain) != 0 || t->merge_allowed != vm->merge_allowed ||
+	    strcmp(t->name, vm->name) != 0 || strcmp(t->uuid, vm->uuid) != 0)
+		return false;
+	for (size_t i = 0; i < t->target_count; i++)
+		if (t->targets[i].hva != vm->regions[i].hva ||
+		    t->targets[i].pages != vm->regions[i].bytes / PAGE_BYTES)
+			return false;
+	return true;
+}

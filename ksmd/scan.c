@@ -1,0 +1,386 @@
+#define _LGPL_SOURCE /* inline RCU read side */
+#include "ksmd/scan.h"
+
+#include <errno.h>
+#include <numa.h>
+#include <numaif.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#include <urcu.h>
+
+#include "core/clock.h"
+#include "core/snapshot.h"
+#include "ept/pagestate.h"
+#include "ksmd/page_hash.h"
+#include "ksmd/stable_index.h"
+
+/* Work is handed out in chunks of address space: 32 MiB, about 4 ms of work, is the grain of quotas,
+ * progress and cancelling. Its hashes are a whole number of pages, so they can be dropped as such. */
+#define CHUNK_PAGES 8192
+
+/* One process_vm_readv: 256 KiB stays in the core's L2 between copy and hash (measured best: 64-256 pages). */
+#define BATCH_PAGES 64
+#define RANGES_MAX 128
+
+/* A worker over its quota sleeps at most this long before it looks again whether it is cancelled. */
+#define NAP_MAX_NS (50 * NSEC_PER_MSEC)
+
+struct scan {
+	struct scan_target *targets;
+	size_t target_count;
+	uint64_t *first_chunk; /* per target; [target_count]: all chunks */
+	const struct scan_limits *limits;
+	unsigned workers;
+	bool many_nodes;
+	struct stable_index *index;
+	struct scan_progress *progress;
+	uint64_t started_ns;
+	_Atomic uint64_t next_chunk, read_bytes, cpu_ns;
+};
+
+struct worker {
+	struct scan *scan;
+	pthread_t thread;
+	char *buffer; /* BATCH_PAGES pages */
+	uint64_t pages[BATCH_PAGES]; /* of the batch: index in the target */
+	size_t batched;
+	int node; /* where it runs; -1: anywhere */
+	/* Counts of one chunk: */
+	uint64_t present, zero, zero_mapped, swapped, huge, index_hits;
+};
+
+/* ---- hash arrays ---- */
+
+uint64_t *scan_hashes_new(uint64_t pages)
+{
+	void *map;
+
+	if (pages == 0 || pages > SIZE_MAX / sizeof(uint64_t))
+		return NULL;
+	map = mmap(NULL, pages * sizeof(uint64_t), PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return map == MAP_FAILED ? NULL : map;
+}
+
+uint64_t *scan_hashes_free(uint64_t *hashes, uint64_t pages)
+{
+	if (hashes)
+		munmap(hashes, pages * sizeof(uint64_t));
+	return NULL;
+}
+
+/* ---- one chunk ---- */
+
+static void hash_pages(struct worker *w, struct scan_target *t, const uint64_t *pages, size_t count)
+{
+	struct stable_index *index = w->scan->index;
+
+	for (size_t i = 0; i < count; i++) {
+		uint64_t hash = page_hash(w->buffer + i * PAGE_BYTES, t->seed);
+
+		t->hashes[pages[i]] = hash;
+		w->present++;
+		if (hash == PAGE_HASH_ZERO) {
+			w->zero++;
+		} else if (index && stable_index_samples(hash)) {
+			rcu_read_lock();
+			w->index_hits += stable_index_has_rcu(index, hash);
+			rcu_read_unlock();
+		}
+	}
+	w->scan->read_bytes += count * PAGE_BYTES;
+}
+
+/* Reads the batch's pages from "from" on; returns how many came, or -errno. */
+static ssize_t read_pages(struct worker *w, const struct scan_target *t, size_t from)
+{
+	struct iovec local = { w->buffer, (w->batched - from) * PAGE_BYTES }, remote[BATCH_PAGES];
+	unsigned long count = 0;
+	ssize_t n;
+
+	for (size_t i = from; i < w->batched; i++) {
+		char *at = (char *)(uintptr_t)(t->hva + w->pages[i] * PAGE_BYTES);
+
+		if (count > 0 && (char *)remote[count - 1].iov_base + remote[count - 1].iov_len == at)
+			remote[count - 1].iov_len += PAGE_BYTES;
+		else
+			remote[count++] = (struct iovec){ at, PAGE_BYTES };
+	}
+	n = process_vm_readv(t->pid, &local, 1, remote, count, 0);
+	return n < 0 ? -errno : n / PAGE_BYTES;
+}
+
+/* Reads and hashes what was batched. A page that cannot be read (unmapped meanwhile) is left out. */
+static void batch_flush(struct worker *w, struct scan_target *t)
+{
+	size_t done = 0;
+
+	while (done < w->batched) {
+		ssize_t n = read_pages(w, t, done);
+
+		if (n < 0 && n != -EFAULT) {
+			t->gone = true; /* ESRCH; or EPERM: another program runs there now */
+			break;
+		}
+		if (n > 0)
+			hash_pages(w, t, w->pages + done, (size_t)n);
+		done += n > 0 ? (size_t)n : 0;
+		if (done < w->batched)
+			done++;
+	}
+	w->batched = 0;
+}
+
+static void range_add(struct worker *w, struct scan_target *t, const struct page_range *range)
+{
+	uint64_t first = (range->start - t->hva) / PAGE_BYTES, last = (range->end - t->hva) / PAGE_BYTES;
+
+	if (range->flags & PAGE_SWAPPED) {
+		w->swapped += last - first;
+		return;
+	}
+	if (range->flags & PAGE_ZERO_MAPPED) {
+		w->zero_mapped += last - first;
+		return;
+	}
+	if (range->flags & PAGE_HUGE)
+		w->huge += last - first;
+	for (uint64_t page = first; page < last && !t->gone; page++) {
+		w->pages[w->batched++] = page;
+		if (w->batched == BATCH_PAGES)
+			batch_flush(w, t);
+	}
+}
+
+/* Moves this thread to the node that holds the page: hashing remote memory costs about twice as much. */
+static void follow_node(struct worker *w, const struct scan_target *t, uint64_t hva)
+{
+	void *page = (void *)(uintptr_t)hva;
+	int node = -1;
+
+	if (!w->scan->many_nodes || move_pages(t->pid, 1, &page, NULL, &node, 0) != 0 || node < 0)
+		return;
+	if (node != w->node && numa_run_on_node(node) == 0)
+		w->node = node;
+}
+
+static bool process_alive(const struct scan_target *t)
+{
+	return syscall(SYS_pidfd_send_signal, t->pidfd, 0, NULL, 0) == 0 || errno == EPERM;
+}
+
+static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
+{
+	uint64_t pages = t->pages - first < CHUNK_PAGES ? t->pages - first : CHUNK_PAGES;
+	uint64_t at = t->hva + first * PAGE_BYTES, end = at + pages * PAGE_BYTES;
+	struct page_range ranges[RANGES_MAX];
+	bool placed = false;
+
+	madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
+	while (at < end && !t->gone) {
+		ssize_t n = pagestate_ranges(t->pagemap_fd, at, end, ranges, RANGES_MAX, &at);
+
+		if (n < 0) {
+			t->gone = true;
+			break;
+		}
+		for (ssize_t i = 0; i < n; i++) {
+			if (!placed && !(ranges[i].flags & (PAGE_SWAPPED | PAGE_ZERO_MAPPED)))
+				follow_node(w, t, ranges[i].start);
+			placed = true;
+			range_add(w, t, &ranges[i]);
+		}
+	}
+	batch_flush(w, t);
+	/* Still the same process after the last read, so it was during all of them: a pid is not used again
+	 * while its process is there. */
+	if (!process_alive(t))
+		t->gone = true;
+	if (t->gone)
+		madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
+}
+
+static void counts_publish(struct worker *w, struct scan_target *t)
+{
+	t->present_pages += w->present;
+	t->zero_pages += w->zero;
+	t->zero_mapped_pages += w->zero_mapped;
+	t->swapped_pages += w->swapped;
+	t->huge_pages += w->huge;
+	t->index_hits += w->index_hits;
+	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = 0;
+}
+
+static void chunk_timed(struct worker *w, struct scan_target *t, uint64_t first)
+{
+	uint64_t cpu_ns = clock_thread_cpu_ns(), never = 0;
+
+	atomic_compare_exchange_strong(&t->started_ns, &never, clock_mono_ns());
+	chunk_scan(w, t, first);
+	t->cpu_ns += clock_thread_cpu_ns() - cpu_ns;
+	t->ended_ns = clock_mono_ns();
+}
+
+/* ---- quotas ---- */
+
+/* How long to pause so that this worker's CPU time and everybody's bytes are within the limits. */
+static uint64_t over_quota_ns(const struct worker *w)
+{
+	const struct scan *s = w->scan;
+	uint64_t elapsed = clock_mono_ns() - s->started_ns, due = 0, needed;
+
+	if (s->limits->cpu_percent) {
+		needed = clock_thread_cpu_ns() * 100 / s->limits->cpu_percent * s->workers;
+		due = needed > elapsed ? needed - elapsed : 0;
+	}
+	if (s->limits->bytes_per_s) {
+		needed = (uint64_t)((double)s->read_bytes / (double)s->limits->bytes_per_s * (double)NSEC_PER_SEC);
+		if (needed > elapsed && needed - elapsed > due)
+			due = needed - elapsed;
+	}
+	return due;
+}
+
+static void quota_wait(const struct worker *w)
+{
+	uint64_t due;
+
+	while (!w->scan->progress->cancel && (due = over_quota_ns(w)) > 0) {
+		uint64_t nap = due < NAP_MAX_NS ? due : NAP_MAX_NS;
+		struct timespec ts = { 0, (long)nap };
+
+		clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+	}
+}
+
+/* ---- workers ---- */
+
+/* The target that a chunk belongs to. */
+static size_t target_of_chunk(const struct scan *s, uint64_t chunk)
+{
+	size_t low = 0, high = s->target_count;
+
+	while (high - low > 1) {
+		size_t mid = low + (high - low) / 2;
+
+		if (s->first_chunk[mid] <= chunk)
+			low = mid;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+static void *worker_main(void *arg)
+{
+	struct worker *w = arg;
+	struct scan *s = w->scan;
+	uint64_t chunk;
+
+	pthread_setname_np(pthread_self(), "scan");
+	rcu_register_thread();
+	while (!s->progress->cancel && (chunk = s->next_chunk++) < s->first_chunk[s->target_count]) {
+		size_t i = target_of_chunk(s, chunk);
+		struct scan_target *t = &s->targets[i];
+		uint64_t first = (chunk - s->first_chunk[i]) * CHUNK_PAGES;
+
+		if (!t->gone)
+			chunk_timed(w, t, first);
+		counts_publish(w, t);
+		s->progress->done_pages += t->pages - first < CHUNK_PAGES ? t->pages - first : CHUNK_PAGES;
+		quota_wait(w);
+	}
+	s->cpu_ns += clock_thread_cpu_ns();
+	rcu_unregister_thread();
+	return NULL;
+}
+
+static unsigned workers_choose(const struct scan_limits *limits)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (limits->workers)
+		return limits->workers;
+	if (cpus < 1)
+		return 1;
+	return cpus < SCAN_WORKERS_DEFAULT_MAX ? (unsigned)cpus : SCAN_WORKERS_DEFAULT_MAX;
+}
+
+static int scan_prepare(struct scan *s)
+{
+	uint64_t chunks = 0;
+
+	s->first_chunk = calloc(s->target_count + 1, sizeof(*s->first_chunk));
+	if (!s->first_chunk)
+		return -ENOMEM;
+	for (size_t i = 0; i < s->target_count; i++) {
+		struct scan_target *t = &s->targets[i];
+
+		s->first_chunk[i] = chunks;
+		chunks += (t->pages + CHUNK_PAGES - 1) / CHUNK_PAGES;
+		s->progress->total_pages += t->pages;
+		t->present_pages = t->zero_pages = t->zero_mapped_pages = 0;
+		t->swapped_pages = t->huge_pages = t->index_hits = 0;
+		t->cpu_ns = t->started_ns = t->ended_ns = 0;
+		t->gone = false;
+	}
+	s->first_chunk[s->target_count] = chunks;
+	return 0;
+}
+
+/* Starts as many workers as it can; one is enough. */
+static int workers_run(struct scan *s)
+{
+	struct worker *workers = calloc(s->workers, sizeof(*workers));
+	unsigned started = 0;
+
+	if (!workers)
+		return -ENOMEM;
+	for (; started < s->workers; started++) {
+		struct worker *w = &workers[started];
+
+		w->scan = s;
+		w->node = -1;
+		if (posix_memalign((void **)&w->buffer, PAGE_BYTES, BATCH_PAGES * PAGE_BYTES) != 0)
+			break;
+		if (pthread_create(&w->thread, NULL, worker_main, w) != 0) {
+			free(w->buffer);
+			break;
+		}
+	}
+	for (unsigned i = 0; i < started; i++) {
+		pthread_join(workers[i].thread, NULL);
+		free(workers[i].buffer);
+	}
+	free(workers);
+	return started ? 0 : -EAGAIN;
+}
+
+int scan_run(struct scan_target *targets, size_t count, const struct scan_limits *limits,
+	     struct stable_index *index, struct scan_progress *progress, uint64_t *ret_cpu_ns)
+{
+	struct scan s = {
+		.targets = targets,
+		.target_count = count,
+		.limits = limits,
+		.workers = workers_choose(limits),
+		.many_nodes = numa_available() >= 0 && numa_max_node() > 0,
+		.index = index,
+		.progress = progress,
+		.started_ns = clock_mono_ns(),
+	};
+	int r = scan_prepare(&s);
+
+	if (r == 0 && count > 0)
+		r = workers_run(&s);
+	free(s.first_chunk);
+	*ret_cpu_ns += s.cpu_ns;
+	if (r == 0 && progress->cancel)
+		r = -ECANCELED;
+	return r;
+}

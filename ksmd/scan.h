@@ -1,0 +1,63 @@
+/* ksmd/scan.h - hashes guest memory from outside, with worker threads.
+ *
+ * Reads only pages that are present and not the zero page (ept/pagestate.h), so a scan faults nothing in.
+ * The race that is left: a page dropped or swapped out between the look and the read is faulted in again
+ * by the read, as by any other reader of the VMM's memory; nothing but its residency changes. */
+#ifndef KSMD_SCAN_H
+#define KSMD_SCAN_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/fsio.h"
+
+struct stable_index;
+
+/* One stretch of a VMM's address space and what is known of its pages. */
+struct scan_target {
+	pid_t pid;
+	int pidfd;	  /* borrowed; proves after a read that pid was still the same process */
+	int pagemap_fd;	  /* /proc/PID/pagemap, borrowed */
+	uint64_t hva;	  /* page-aligned */
+	uint64_t pages;
+	uint64_t seed;	  /* of page_hash() */
+	uint64_t *hashes; /* from scan_hashes_new(pages), may hold an earlier scan; borrowed */
+
+	/* Filled by the scan: */
+	_Atomic uint64_t present_pages; /* backed by a frame of their own */
+	_Atomic uint64_t zero_pages;	/* of these: full of zeroes */
+	_Atomic uint64_t zero_mapped_pages, swapped_pages, huge_pages;
+	_Atomic uint64_t index_hits;	/* pages whose hash the stable index knows (its sample only) */
+	_Atomic uint64_t cpu_ns;	/* spent on it by all workers */
+	_Atomic uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC of its first and last chunk */
+	_Atomic bool gone;		/* the process ended */
+};
+
+/* Room for the hashes of this many pages, all PAGE_HASH_NONE; costs memory only where pages are found.
+ * NULL when there is none. */
+uint64_t *scan_hashes_new(uint64_t pages);
+uint64_t *scan_hashes_free(uint64_t *hashes, uint64_t pages); /* NULL ok; gives NULL */
+
+struct scan_limits {
+	unsigned workers;     /* 0: one per CPU, at most SCAN_WORKERS_DEFAULT_MAX */
+	uint64_t cpu_percent; /* of one core, all workers together; 0: no limit */
+	uint64_t bytes_per_s; /* 0: no limit */
+};
+#define SCAN_WORKERS_DEFAULT_MAX 8
+
+/* Shared with other threads while scan_run() works. */
+struct scan_progress {
+	_Atomic uint64_t done_pages;  /* address space looked at, present or not */
+	_Atomic uint64_t total_pages;
+	_Atomic bool cancel;	      /* set by another thread: scan_run() ends soon with -ECANCELED */
+};
+
+/* Scans all targets; blocks until done. index may be NULL. Adds the workers' CPU time to *ret_cpu_ns.
+ * 0, -ECANCELED, -ENOMEM or -EAGAIN (no thread could be started). */
+int scan_run(struct scan_target *targets, size_t count, const struct scan_limits *limits,
+	     struct stable_index *index, struct scan_progress *progress, uint64_t *ret_cpu_ns);
+
+#endif
