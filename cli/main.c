@@ -1,0 +1,168 @@
+/* memvirtctl: one row per command. */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/connection.h"
+#include "cli/show.h"
+#include "core/cleanup.h"
+
+struct command {
+	const char *name, *request;
+	const char *argument; /* name of its one argument in the request; NULL: none */
+	bool looks;	      /* only looks at the host, so it works without a running daemon too */
+	void (*show)(const json_t *answer);
+	const char *help;
+};
+
+static const struct command commands[] = {
+	{ "vms", "vms", NULL, true, show_vms, "list the VMs of this host and how well they are known" },
+	{ "estimate", "estimate", NULL, true, show_estimate, "what merging would save, per VM and in total" },
+	{ "sharing", "sharing", NULL, true, show_sharing, "how much each pair of VMs has in common" },
+	{ "merge status", "merge-status", NULL, false, show_merge_status, "what was merged, and why (not) more" },
+	{ "explain", "explain", "vm", true, show_explain, "VM: how it is merged, or every reason why not" },
+	{ "reload", "reload", NULL, false, show_reload, "load the configuration anew" },
+	{ "status", "status", NULL, false, show_status, "the daemon and the host in short" },
+};
+
+static const struct option long_options[] = {
+	{ "json", no_argument, NULL, 'j' },	     { "socket", required_argument, NULL, 's' },
+	{ "config", required_argument, NULL, 'c' }, { "help", no_argument, NULL, 'h' },
+	{ "version", no_argument, NULL, 'V' },	     { NULL, 0, NULL, 0 },
+};
+
+static void usage(FILE *out)
+{
+	fputs("Usage: memvirtctl [OPTION...] COMMAND\n"
+	      "Talks to memvirtd. Commands marked * work without a running daemon too.\n\n",
+	      out);
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
+		fprintf(out, "%c %-13s %s\n", commands[i].looks ? '*' : ' ', commands[i].name, commands[i].help);
+	fputs("\n"
+	      "  -j, --json          answer as JSON\n"
+	      "  -s, --socket PATH   control socket of the daemon\n"
+	      "  -c, --config FILE   configuration, where no daemon is running\n"
+	      "  -h, --help          this text\n"
+	      "  -V, --version       the version\n",
+	      out);
+}
+
+/* Shown only where somebody watches, and only once it takes a while. */
+static void show_progress(uint64_t done, uint64_t total)
+{
+	if (!isatty(STDERR_FILENO) || total == 0)
+		return;
+	fprintf(stderr, "\r%3u %% of %llu MiB looked at", (unsigned)(done * 100 / total),
+		(unsigned long long)(total >> 8));
+	fflush(stderr);
+}
+
+static void end_progress(void)
+{
+	if (isatty(STDERR_FILENO))
+		fputs("\r\033[K", stderr);
+}
+
+/* The command that the words name; *ret_used words belong to its name. */
+static const struct command *find_command(char **words, int count, int *ret_used)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+		const char *name = commands[i].name, *blank = strchr(name, ' ');
+		size_t first = blank ? (size_t)(blank - name) : strlen(name);
+
+		if (count < 1 || strlen(words[0]) != first || strncmp(words[0], name, first) != 0)
+			continue;
+		if (blank && (count < 2 || strcmp(words[1], blank + 1) != 0))
+			continue;
+		*ret_used = blank ? 2 : 1;
+		return &commands[i];
+	}
+	return NULL;
+}
+
+static int run(const struct command *command, const struct connection_options *options, const char *argument,
+	       bool as_json)
+{
+	json_t *result = NULL, *arguments = NULL;
+	struct connection *c;
+	int r;
+
+	if (argument) {
+		arguments = json_pack("{s:s}", command->argument, argument);
+		if (!arguments) {
+			fprintf(stderr, "memvirtctl: \"%s\" is not UTF-8\n", argument);
+			return EXIT_FAILURE;
+		}
+	}
+	r = connection_open(options, &c);
+	if (r < 0) {
+		json_decref(arguments);
+		return EXIT_FAILURE;
+	}
+	r = connection_request(c, command->request, arguments, show_progress, &result);
+	end_progress();
+	connection_close(c);
+	if (r < 0)
+		return EXIT_FAILURE;
+	if (as_json) {
+		json_dumpf(result, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+		putchar('\n');
+	} else {
+		command->show(result);
+	}
+	json_decref(result);
+	return ferror(stdout) || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int main(int argc, char **argv)
+{
+	struct connection_options options = { 0 };
+	const struct command *command;
+	bool as_json = false;
+	int option, used, left;
+
+	while ((option = getopt_long(argc, argv, "js:c:hV", long_options, NULL)) != -1) {
+		switch (option) {
+		case 'j':
+			as_json = true;
+			break;
+		case 's':
+			options.socket = optarg;
+			break;
+		case 'c':
+			options.config_file = optarg;
+			break;
+		case 'h':
+			usage(stdout);
+			return EXIT_SUCCESS;
+		case 'V':
+			puts("memvirtctl " MEMVIRT_VERSION);
+			return EXIT_SUCCESS;
+		default:
+			fputs("Try 'memvirtctl --help'.\n", stderr);
+			return EXIT_FAILURE;
+		}
+	}
+	signal(SIGPIPE, SIG_IGN);
+	if (optind == argc) {
+		usage(stderr);
+		return EXIT_FAILURE;
+	}
+	command = find_command(argv + optind, argc - optind, &used);
+	if (!command) {
+		fprintf(stderr, "memvirtctl: unknown command \"%s\"\nTry 'memvirtctl --help'.\n", argv[optind]);
+		return EXIT_FAILURE;
+	}
+	left = argc - optind - used;
+	if (left != (command->argument ? 1 : 0)) {
+		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name,
+			command->argument ? "one argument: a VM's name, uuid or pid" : "no argument");
+		return EXIT_FAILURE;
+	}
+	options.private_daemon = command->looks;
+	return run(command, &options, command->argument ? argv[argc - 1] : NULL, as_json);
+}

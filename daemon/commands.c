@@ -1,0 +1,106 @@
+#include "daemon/commands.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "core/cleanup.h"
+#include "core/log.h"
+#include "daemon/control.h"
+#include "daemon/daemon.h"
+#include "daemon/estimate.h"
+
+typedef void (*command_fn)(struct daemon *d, struct control_client *client, const json_t *arguments);
+
+static void run_vms(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	control_reply(client, render_vms(d));
+}
+
+static void run_status(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	control_reply(client, render_status(d));
+}
+
+static void run_merge_status(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	control_reply(client, render_merge_status(d));
+}
+
+static void run_pass(struct daemon *d, struct control_client *client, estimate_render_fn render)
+{
+	int r = estimate_request(d, client, render);
+
+	if (r < 0)
+		control_fail(client, "estimate failed: %s", strerror(-r));
+}
+
+static void run_estimate(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	run_pass(d, client, render_estimate);
+}
+
+static void run_sharing(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	run_pass(d, client, render_sharing);
+}
+
+static void run_explain(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	const char *text = json_string_value(json_object_get(arguments, "vm"));
+	struct vm *vm;
+	int r;
+
+	if (!text) {
+		control_fail(client, "which VM? name, uuid or pid");
+		return;
+	}
+	r = vmm_registry_find(d->registry, text, &vm);
+	if (r == -ENOTUNIQ)
+		control_fail(client, "several VMs are named \"%.200s\"; use the uuid or the pid", text);
+	else if (r < 0)
+		control_fail(client, "no VM \"%.200s\"; memvirtctl vms lists them", text);
+	else
+		control_reply(client, render_explain(d, vm));
+}
+
+static void run_reload(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	struct config_error error;
+	int r = daemon_reload(d, &error);
+
+	(void)arguments;
+	if (r < 0)
+		control_fail(client, "nothing was changed: %s", error.text);
+	else
+		control_reply(client, json_pack("{s:s}", "reloaded", d->options.config_file ? d->options.config_file : ""));
+}
+
+static const struct {
+	const char *name;
+	command_fn run;
+} commands[] = {
+	{ "vms", run_vms },		    { "status", run_status },	{ "merge-status", run_merge_status },
+	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
+	{ "reload", run_reload },
+};
+
+void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+		if (strcmp(commands[i].name, name) == 0) {
+			commands[i].run(d, client, arguments);
+			return;
+		}
+	}
+	control_fail(client, "unknown command \"%.64s\"", name);
+}
+
+void command_abandon(struct daemon *d, struct control_client *client)
+{
+	estimate_abandon(d, client);
+}

@@ -1,0 +1,19 @@
+/* daemon/commands.h - the answers of the control socket as JSON. Pure: from plain data to a value. */
+#ifndef DAEMON_COMMANDS_H
+#define DAEMON_COMMANDS_H
+
+#include <jansson.h>
+
+struct daemon;
+struct pass_result;
+struct vm;
+
+/* NULL when out of memory. */
+json_t *render_estimate(const struct pass_result *result);
+json_t *render_sharing(const struct pass_result *result);
+json_t *render_vms(struct daemon *d);
+json_t *render_status(struct daemon *d);
+json_t *render_merge_status(struct daemon *d);
+json_t *render_explain(struct daemon *d, const struct vm *vm);
+
+#endif

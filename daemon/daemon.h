@@ -1,0 +1,58 @@
+/* daemon/daemon.h - everything that runs on the one loop thread, and how its parts reach each other. */
+#ifndef DAEMON_DAEMON_H
+#define DAEMON_DAEMON_H
+
+#include <stdbool.h>
+#include <systemd/sd-event.h>
+
+#include "core/config.h"
+#include "core/fsio.h"
+#include "core/snapshot.h"
+#include "ksmd/ksmd.h"
+#include "vmm/registry.h"
+
+struct control;
+struct estimates;
+
+struct daemon_options {
+	const char *config_file; /* NULL: none */
+	const char *policy_dir;	 /* NULL: none */
+	bool dry_run;
+	int oneshot_fd; /* >= 0: look only, serve this one connection and end with it */
+};
+
+struct daemon {
+	struct daemon_options options;
+	struct config config;
+	struct fsio fs;
+	sd_event *loop;
+	struct vmm_registry *registry;
+	struct ksmd *ksmd;
+	struct control *control;
+	struct estimates *estimates;
+
+	sd_event_source *tick_timer, *pass_ready;
+	struct host_snapshot snapshot; /* of the last tick; empty after a VM went until the next */
+	uint64_t started_ns, discovered_ns, ticks;
+};
+
+/* A daemon that is ready to run. 0 or -errno, after logging what was wrong. */
+int daemon_new(const struct daemon_options *options, struct config *config, struct daemon **ret_daemon);
+/* Runs until SIGTERM or SIGINT, or until the oneshot connection ends. 0 or -errno. */
+int daemon_run(struct daemon *d);
+/* Restores what was changed on the host. NULL ok; gives NULL. */
+struct daemon *daemon_free(struct daemon *d);
+
+/* Loads the configuration anew. 0; -errno with the reason in ret_error, and nothing changed. */
+int daemon_reload(struct daemon *d, struct config_error *ret_error);
+
+/* The picture of host and VMs as far as no module is needed for it. It borrows from the VMs: not to be kept
+ * over a return to the loop, except that on_vm_gone() takes care of d->snapshot. The caller ends it with
+ * snapshot_free(). 0 or -errno. */
+int snapshot_take(const struct daemon *d, struct host_snapshot *ret_snapshot);
+void snapshot_free(struct host_snapshot *s); /* leaves an empty one */
+
+/* Whether every VM that was found is known as well as it will be soon: QMP answered or was given up. */
+bool daemon_settled(const struct daemon *d);
+
+#endif

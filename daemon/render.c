@@ -1,0 +1,206 @@
+#include "daemon/commands.h"
+
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "daemon/daemon.h"
+#include "ept/slots.h"
+
+/* Two decimals are enough of a MiB, and keep the text short. */
+static double mib(double pages)
+{
+	return round(pages * PAGE_BYTES / 1048576 * 100) / 100;
+}
+
+static double rounded(double seconds)
+{
+	return round(seconds * 10000) / 10000;
+}
+
+static json_t *render_counts(const struct pass_counts *c, double seconds, double cpu_seconds)
+{
+	return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "present_mib", mib((double)c->present),
+			 "zero_mib", mib((double)c->zero), "dup_within_mib", mib(c->dup_within), "dup_between_mib",
+			 mib(c->dup_between), "mergeable_mib", mib(c->mergeable), "huge_mib", mib((double)c->huge),
+			 "zero_mapped_mib", mib((double)c->zero_mapped), "swapped_mib", mib((double)c->swapped),
+			 "seconds", rounded(seconds), "cpu_seconds", rounded(cpu_seconds));
+}
+
+static json_t *render_vm_identity(const struct pass_vm *vm)
+{
+	return json_pack("{s:s, s:s, s:i, s:s}", "name", vm->name, "uuid", vm->uuid, "pid", (int)vm->pid, "domain",
+			 strcmp(vm->domain, vm->uuid) == 0 ? "" : vm->domain);
+}
+
+/* json_object_update_new() that also fails on a part that could not be made. */
+static json_t *with(json_t *object, json_t *part)
+{
+	if (!object || !part || json_object_update(object, part) < 0) {
+		json_decref(object);
+		object = NULL;
+	}
+	json_decref(part);
+	return object;
+}
+
+json_t *render_estimate(const struct pass_result *result)
+{
+	json_t *vms = json_array();
+
+	for (size_t i = 0; vms && i < result->vm_count; i++) {
+		const struct pass_vm *vm = &result->vms[i];
+
+		if (vm->gone)
+			continue;
+		json_array_append_new(vms, with(render_vm_identity(vm),
+						render_counts(&vm->counts, vm->seconds, vm->cpu_seconds)));
+	}
+	return json_pack("{s:o, s:o, s:I}", "vms", vms, "total",
+			 render_counts(&result->total, result->seconds, result->cpu_seconds), "metadata_bytes",
+			 (json_int_t)result->metadata_bytes);
+}
+
+json_t *render_sharing(const struct pass_result *result)
+{
+	json_t *vms = json_array(), *rows = json_array();
+	size_t n = result->vm_count;
+
+	for (size_t i = 0; vms && rows && i < n; i++) {
+		json_t *row = json_array();
+
+		for (size_t k = 0; row && k < n; k++)
+			json_array_append_new(row, json_real(mib((double)result->sharing_pages[i * n + k])));
+		json_array_append_new(vms, render_vm_identity(&result->vms[i]));
+		json_array_append_new(rows, row);
+	}
+	return json_pack("{s:o, s:o, s:f, s:f}", "vms", vms, "shared_mib", rows, "seconds",
+			 rounded(result->seconds), "cpu_seconds", rounded(result->cpu_seconds));
+}
+
+/* ---- the daemon's state ---- */
+
+static const struct vm_snapshot *snapshot_of(const struct daemon *d, const struct vm *vm)
+{
+	for (size_t i = 0; i < d->snapshot.vm_count; i++)
+		if (d->snapshot.vms[i].pid == vm->pid && d->snapshot.vms[i].start_ticks == vm->start_ticks)
+			return &d->snapshot.vms[i];
+	return NULL;
+}
+
+static const char *source_name(const struct ept_view *view)
+{
+	static const char *const names[] = { "unknown", "qmp", "maps" };
+
+	return names[view ? view->source : EPT_NOT_KNOWN];
+}
+
+static json_t *render_vm(struct daemon *d, const struct vm *vm)
+{
+	const struct vm_snapshot *s = snapshot_of(d, vm);
+
+	return json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:s, s:b, s:b}", "name", vm->name,
+			 "uuid", vm->uuid, "pid", (int)vm->pid, "machine", vm->machine, "state",
+			 vm_state_name(vm->state), "why", vm->why, "domain", vm->settings.domain, "memory_mib",
+			 mib((double)(vm->ram_bytes / PAGE_BYTES)), "resident_mib",
+			 mib(s ? (double)(s->rss_anon_bytes / PAGE_BYTES) : 0), "ksm_merging_mib",
+			 mib(s ? (double)s->ksm_merging_pages : 0), "slots_from", source_name(vm->ept), "running",
+			 vm->running, "migrating", vm->migrating);
+}
+
+json_t *render_vms(struct daemon *d)
+{
+	json_t *vms = json_array();
+
+	for (struct vm *vm = vmm_registry_first(d->registry); vms && vm; vm = vm->next)
+		json_array_append_new(vms, render_vm(d, vm));
+	return vms;
+}
+
+json_t *render_status(struct daemon *d)
+{
+	const struct host_snapshot *s = &d->snapshot;
+	struct ksmd_status ksmd;
+
+	ksmd_status(d->ksmd, &ksmd);
+	return json_pack("{s:i, s:f, s:I, s:b, s:i, s:f, s:f, s:s, s:s, s:f, s:s, s:f}", "pid", (int)getpid(),
+			 "uptime_seconds", rounded((double)(clock_mono_ns() - d->started_ns) / (double)NSEC_PER_SEC),
+			 "ticks", (json_int_t)d->ticks, "dry_run", d->options.dry_run, "vms", (int)s->vm_count,
+			 "memory_total_mib", mib((double)(s->mem_total_bytes / PAGE_BYTES)), "memory_available_mib",
+			 mib((double)(s->mem_available_bytes / PAGE_BYTES)), "merge_engine",
+			 config_engine_name(d->config.merge_engine), "ksm_state", ksm_state_name(ksmd.state),
+			 "saved_mib", mib((double)ksmd.saved_pages), "why", ksmd.why, "cpu_seconds",
+			 rounded((double)clock_ns(CLOCK_PROCESS_CPUTIME_ID) / (double)NSEC_PER_SEC));
+}
+
+static json_t *render_pass(const struct ksmd_status *st)
+{
+	if (!st->last)
+		return json_null();
+	return with(render_counts(&st->last->total, st->last->seconds, st->last->cpu_seconds),
+		    json_pack("{s:f, s:I}", "scanned_mib", mib((double)st->last->scanned_pages), "metadata_bytes",
+			      (json_int_t)st->last->metadata_bytes));
+}
+
+/* What the last pass found of this VM; NULL if it took no part. */
+static const struct pass_vm *pass_of(const struct ksmd_status *st, const struct vm_snapshot *vm)
+{
+	for (size_t i = 0; st->last && i < st->last->vm_count; i++)
+		if (st->last->vms[i].pid == vm->pid && st->last->vms[i].start_ticks == vm->start_ticks)
+			return &st->last->vms[i];
+	return NULL;
+}
+
+json_t *render_merge_status(struct daemon *d)
+{
+	const struct host_snapshot *s = &d->snapshot;
+	const struct ksm_snapshot *ksm = &s->ksm;
+	struct ksmd_status st;
+	json_t *vms = json_array();
+
+	ksmd_status(d->ksmd, &st);
+	for (size_t i = 0; vms && i < s->vm_count; i++) {
+		const struct vm_snapshot *vm = &s->vms[i];
+		const struct pass_vm *found = pass_of(&st, vm);
+		const char *refusal = ksmd_vm_refusal(vm);
+
+		json_array_append_new(
+			vms, json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:s}", "name", vm->name, "uuid", vm->uuid,
+				       "domain", strcmp(vm->domain, vm->uuid) == 0 ? "" : vm->domain,
+				       "mergeable_mib", mib(found ? found->counts.mergeable : 0), "merging_mib",
+				       mib((double)vm->ksm_merging_pages), "resident_mib",
+				       mib((double)(vm->rss_anon_bytes / PAGE_BYTES)), "refusal",
+				       refusal ? refusal : ""));
+	}
+	return json_pack("{s:b, s:s, s:s, s:f, s:f, s:b, s:I, s:I, s:I, s:f, s:o,"
+			 " s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}, s:o}",
+			 "ksm_present", st.ksm_present, "state", ksm_state_name(st.state), "why", st.why,
+			 "expected_mib", mib((double)st.expected_pages), "saved_mib", mib((double)st.saved_pages),
+			 "passing", st.passing, "pass_done_pages", (json_int_t)st.pass_done_pages,
+			 "pass_total_pages", (json_int_t)st.pass_total_pages, "passes", (json_int_t)st.passes,
+			 "passes_cpu_seconds", rounded(st.cpu_seconds), "last_pass", render_pass(&st), "ksm", "run",
+			 (json_int_t)ksm->run, "pages_to_scan", (json_int_t)ksm->pages_to_scan, "sleep_millisecs",
+			 (json_int_t)ksm->sleep_ms, "pages_shared", (json_int_t)ksm->pages_shared, "pages_sharing",
+			 (json_int_t)ksm->pages_sharing, "zero_pages", (json_int_t)ksm->zero_pages, "pages_scanned",
+			 (json_int_t)ksm->pages_scanned, "full_scans", (json_int_t)ksm->full_scans, "cpu_seconds",
+			 rounded((double)ksm->cpu_ns / (double)NSEC_PER_SEC), "vms", vms);
+}
+
+json_t *render_explain(struct daemon *d, const struct vm *vm)
+{
+	const struct vm_snapshot *s = snapshot_of(d, vm);
+	const struct ept_view *view = vm->ept;
+	const char *host = ksmd_host_refusal(d->ksmd, &d->snapshot), *own = s ? ksmd_vm_refusal(s) : NULL;
+	json_t *refusals = json_array();
+
+	if (!s)
+		own = "it was found just now; ask again after the next tick";
+	if (own)
+		json_array_append_new(refusals, json_string(own));
+	if (host)
+		json_array_append_new(refusals, json_string(host));
+	return with(render_vm(d, vm),
+		    json_pack("{s:s, s:o, s:s}", "engine", own || host ? "none" : "kernel", "refusals", refusals,
+			      "slots_why", view ? view->why : ""));
+}

@@ -1,0 +1,90 @@
+/* The part of the snapshot that no module owns: the host's memory, and who the VMs are. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "daemon/daemon.h"
+#include "ept/slots.h"
+
+static int host_fill(const struct daemon *d, struct host_snapshot *s)
+{
+	char text[8192];
+	ssize_t n = fsio_read(&d->fs, text, sizeof(text), "/proc/meminfo");
+	const struct {
+		const char *key;
+		uint64_t *bytes;
+	} fields[] = { { "MemTotal", &s->mem_total_bytes },
+		       { "MemAvailable", &s->mem_available_bytes },
+		       { "SwapFree", &s->swap_free_bytes } };
+
+	if (n < 0)
+		return (int)n;
+	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+		uint64_t kib;
+		int r = fsio_field_u64(text, fields[i].key, &kib);
+
+		if (r < 0)
+			return r;
+		*fields[i].bytes = kib * 1024;
+	}
+	return 0;
+}
+
+static void vm_fill(const struct vm *vm, struct vm_snapshot *out)
+{
+	const struct ept_view *view = vm->ept;
+
+	*out = (struct vm_snapshot){
+		.name = vm->name,
+		.uuid = vm->uuid,
+		/* A VM with no domain shares with nobody: its uuid is a domain of one. */
+		.domain = *vm->settings.domain ? vm->settings.domain : vm->uuid,
+		.pid = vm->pid,
+		.pidfd = vm->pidfd,
+		.start_ticks = vm->start_ticks,
+		.regions = view ? view->regions : NULL,
+		.region_count = view ? view->region_count : 0,
+		.merge_allowed = vm->settings.merge,
+	};
+}
+
+static int vms_fill(const struct daemon *d, struct host_snapshot *s)
+{
+	size_t cap = 0;
+
+	for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next) {
+		if (s->vm_count == cap) {
+			struct vm_snapshot *bigger;
+
+			cap = cap ? cap * 2 : 16;
+			bigger = reallocarray(s->vms, cap, sizeof(*bigger));
+			if (!bigger)
+				return -ENOMEM;
+			s->vms = bigger;
+		}
+		vm_fill(vm, &s->vms[s->vm_count++]);
+	}
+	return 0;
+}
+
+int snapshot_take(const struct daemon *d, struct host_snapshot *ret_snapshot)
+{
+	struct host_snapshot s = { .taken_ns = clock_mono_ns() };
+	int r = host_fill(d, &s);
+
+	if (r == 0)
+		r = vms_fill(d, &s);
+	if (r < 0) {
+		snapshot_free(&s);
+		return r;
+	}
+	*ret_snapshot = s;
+	return 0;
+}
+
+void snapshot_free(struct host_snapshot *s)
+{
+	free(s->vms);
+	*s = (struct host_snapshot){ 0 };
+}
