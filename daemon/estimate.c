@@ -55,7 +55,7 @@ static int inputs_make(struct daemon *d, const struct host_snapshot *s, struct p
 			log_warning("estimate leaves out vm=%s: %s", s->vms[i].uuid, strerror(-r));
 			continue;
 		}
-		inputs[(*ret_count)++] = (struct pass_input){ table, true };
+		inputs[(*ret_count)++] = (struct pass_input){ .table = table, .rescan = true };
 	}
 	return 0;
 }

@@ -26,7 +26,7 @@ static int pass_begin(struct ksmd *k)
 		return -ENOMEM;
 	for (size_t i = 0; i < k->vm_count; i++)
 		if (k->vms[i].table)
-			inputs[count++] = (struct pass_input){ k->vms[i].table, k->vms[i].due };
+			inputs[count++] = (struct pass_input){ k->vms[i].table, k->vms[i].due, k->vms[i].early };
 	r = pass_start(inputs, count, &options, &k->pass);
 	free(inputs);
 	return r;

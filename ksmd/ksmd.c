@@ -125,7 +125,9 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
 		k->mergeable_pages += res->vms[i].counts.present;
 		k->zero_pages += res->vms[i].counts.zero;
 	}
-	k->expected_pages = (uint64_t)expected;
+	/* A pass over new VMs that is still running (it may take long on a large host, with its CPU share) has
+	 * met contents that others have too: reason enough to start merging. */
+	k->expected_pages = (uint64_t)expected + (k->pass ? pass_early_pages(k->pass) : 0);
 }
 
 static uint64_t rss_pages(const struct host_snapshot *s)
@@ -200,6 +202,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 
 		if (!t)
 			continue;
+		t->early = false;
 		t->due = !t->passed_ns || (rested && s->taken_ns - t->passed_ns >= interval_ns);
 		if (t->table && !page_table_is_for(t->table, vm)) {
 			t->table = page_table_unref(t->table);
@@ -217,6 +220,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 			t->due = false;
 			continue;
 		}
+		t->early = !t->passed_ns && !ksmd_vm_refusal(vm);
 		t->passed_ns = s->taken_ns;
 		any = true;
 	}

@@ -15,6 +15,7 @@ struct tracked_vm {
 	struct page_table *table; /* NULL: never passed over */
 	uint64_t passed_ns;	  /* when its last scan began; 0: never */
 	bool due;		  /* to be scanned by the pass that is planned */
+	bool early;		  /* for the first time, and the kernel may merge it */
 	bool marked;		  /* gave its memory to KSM, as last learnt */
 	uint64_t marked_asked_ns;
 };

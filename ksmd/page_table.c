@@ -8,12 +8,20 @@
 #include "ept/pagestate.h"
 #include "ksmd/pass_internal.h"
 
+static bool all_anonymous(const struct vm_snapshot *vm)
+{
+	for (size_t i = 0; i < vm->region_count; i++)
+		if (vm->regions[i].backing != MEM_ANON)
+			return false;
+	return vm->region_count > 0;
+}
+
 static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 {
 	t->targets = calloc(vm->region_count ? vm->region_count : 1, sizeof(*t->targets));
 	if (!t->targets)
 		return -ENOMEM;
-	t->anonymous = vm->region_count > 0;
+	t->anonymous = all_anonymous(vm);
 	for (size_t i = 0; i < vm->region_count; i++) {
 		const struct mem_region *region = &vm->regions[i];
 		struct scan_target *target = &t->targets[i];
@@ -28,7 +36,6 @@ static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 		if (!target->hashes)
 			return -ENOMEM;
 		t->target_count++;
-		t->anonymous &= region->backing == MEM_ANON;
 	}
 	return 0;
 }
@@ -97,6 +104,7 @@ bool page_table_is_for(const struct page_table *t, const struct vm_snapshot *vm)
 	if (t->pid != vm->pid || t->start_ticks != vm->start_ticks || t->target_count != vm->region_count)
 		return false;
 	if (strcmp(t->domain, vm->domain) != 0 || t->merge_allowed != vm->merge_allowed ||
+	    t->anonymous != all_anonymous(vm) ||
 	    strcmp(t->name, vm->name) != 0 || strcmp(t->uuid, vm->uuid) != 0)
 		return false;
 	for (size_t i = 0; i < t->target_count; i++)

@@ -190,8 +190,10 @@ static int scan_step(struct pass *p)
 	for (size_t i = 0; i < p->count; i++) {
 		const struct page_table *t = p->inputs[i].table;
 
-		for (size_t k = 0; k < t->target_count && p->inputs[i].rescan; k++)
-			memcpy(&targets[count++], &t->targets[k], sizeof(*targets));
+		for (size_t k = 0; k < t->target_count && p->inputs[i].rescan; k++) {
+			memcpy(&targets[count], &t->targets[k], sizeof(*targets));
+			targets[count++].early = p->inputs[i].early;
+		}
 	}
 	r = scan_run(targets, count, &p->options.limits, p->options.index, &p->progress, &cpu_ns);
 	for (size_t i = 0, from = 0; i < p->count; i++) {
@@ -251,7 +253,6 @@ static void vm_finish(struct pass *p, size_t i)
 		c->zero_mapped += target->zero_mapped_pages;
 		c->swapped += target->swapped_pages;
 		c->huge += target->huge_pages;
-		c->index_hits += target->index_hits * STABLE_INDEX_SAMPLE;
 		vm->gone |= target->gone;
 		vm->cpu_seconds += (double)target->cpu_ns / (double)NSEC_PER_SEC;
 		if (target->started_ns && (!started_ns || target->started_ns < started_ns))
@@ -272,7 +273,6 @@ static void vm_finish(struct pass *p, size_t i)
 	total->zero_mapped += c->zero_mapped;
 	total->swapped += c->swapped;
 	total->huge += c->huge;
-	total->index_hits += c->index_hits;
 }
 
 /* VMs that ended during the scan take no part in the join. */
@@ -366,6 +366,11 @@ void pass_progress(const struct pass *p, uint64_t *ret_done, uint64_t *ret_total
 {
 	*ret_done = p->progress.done_pages;
 	*ret_total = p->progress.total_pages;
+}
+
+uint64_t pass_early_pages(const struct pass *p)
+{
+	return p->progress.early_hits * STABLE_INDEX_SAMPLE;
 }
 
 const struct pass_result *pass_wait(struct pass *p)

@@ -34,7 +34,6 @@ struct pass_counts {
 	double dup_between;	/* saved beyond that if all VMs were one domain, split evenly among the sharers */
 	double mergeable;	/* saved with the domains as they are: zero + within + between inside a domain */
 	uint64_t zero_mapped, swapped, huge;
-	uint64_t index_hits;	/* see scan.h */
 };
 
 struct pass_vm {
@@ -70,6 +69,7 @@ struct pass_options {
 struct pass_input {
 	struct page_table *table; /* the pass takes a reference of its own */
 	bool rescan;
+	bool early; /* new and mergeable: what it shares with known contents counts in pass_early_pages() */
 };
 
 struct pass;
@@ -81,6 +81,9 @@ int pass_start(const struct pass_input *inputs, size_t count, const struct pass_
 int pass_done_fd(const struct pass *p);
 /* Pages looked at so far and in all. */
 void pass_progress(const struct pass *p, uint64_t *ret_done, uint64_t *ret_total);
+/* How many pages of the inputs marked early hold contents that the index knows, estimated from its sample: a
+ * gain that is known before the pass has ended. */
+uint64_t pass_early_pages(const struct pass *p);
 /* Waits for the end if need be; the result is p's. */
 const struct pass_result *pass_wait(struct pass *p);
 /* Cancels if still running, waits, frees. NULL ok; gives NULL. */

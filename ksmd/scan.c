@@ -213,6 +213,8 @@ static void counts_publish(struct worker *w, struct scan_target *t)
 	t->swapped_pages += w->swapped;
 	t->huge_pages += w->huge;
 	t->index_hits += w->index_hits;
+	if (t->early)
+		w->scan->progress->early_hits += w->index_hits;
 	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = 0;
 }
 

@@ -24,6 +24,7 @@ struct scan_target {
 	uint64_t hva;	  /* page-aligned */
 	uint64_t pages;
 	uint64_t seed;	  /* of page_hash() */
+	bool early;	  /* its index hits count in scan_progress */
 	uint64_t *hashes; /* from scan_hashes_new(pages), may hold an earlier scan; borrowed */
 
 	/* Filled by the scan: */
@@ -52,6 +53,7 @@ struct scan_limits {
 struct scan_progress {
 	_Atomic uint64_t done_pages;  /* address space looked at, present or not */
 	_Atomic uint64_t total_pages;
+	_Atomic uint64_t early_hits;  /* index hits of the targets marked early, so far */
 	_Atomic bool cancel;	      /* set by another thread: scan_run() ends soon with -ECANCELED */
 };
 

@@ -1,6 +1,7 @@
 /* ksmd/stable_index.h - contents that are known to be shared, by hash.
  *
- * Lets a scan see while it runs how much of a new VM is shared with what is there already, before any join.
+ * Lets a scan see while it runs how much of a new VM is shared with what is there already, before any join: on a
+ * large host, where a pass within its CPU share takes long, merging a new VM starts that much earlier.
  * It holds a sample, one content in STABLE_INDEX_SAMPLE (chosen by the hash, so every page of a content is
  * in or out): counted hits times the sample are the estimate, a scan pays a look-up only for every 16th page
  * and the index stays below half a byte per scanned page.
