@@ -15,10 +15,10 @@
 #include "core/config_table.h"
 #include "core/log.h"
 
-#define GLOB_MAX 48	 /* libinih keeps 49 bytes of a section's name: "vm " and the glob */
-#define INI_LINE_CAP 199 /* what Debian's libinih takes of one line */
-#define FILE_MAX_BYTES (1u << 20)
+#define SECTION_MAX 48 /* a section's name with its NUL; libinih keeps 50 bytes */
+#define GLOB_MAX SECTION_MAX
 #define RULES_MAX 4096
+#define BYTE_ORDER_MARK "\xef\xbb\xbf"
 
 struct config_rule {
 	char glob[GLOB_MAX];
@@ -33,10 +33,8 @@ struct loader {
 	unsigned line;
 	int result;		 /* first failure; nothing is taken after it */
 	uint64_t set_mask;	 /* keys of config_keys given in this file */
-	bool overlong;		 /* the reader met a line that libinih would cut */
 	FILE *stream;
 	struct config_rule *rule; /* the section being filled; NULL: a global one */
-	char section[GLOB_MAX + 8];
 };
 
 /* ---- values ---- */
@@ -119,16 +117,23 @@ static int rule_begin(struct loader *l, const char *glob)
 	return 1;
 }
 
-static int section_enter(struct loader *l, const char *section)
+/* Takes the section header behind its '[': also one without keys must be known. */
+static int section_begin(struct loader *l, const char *header)
 {
+	const char *end = strchr(header, ']');
+	char section[SECTION_MAX];
+
+	if (!end)
+		return fail(l, -EINVAL, "section name has no closing bracket");
+	if (end - header >= SECTION_MAX)
+		return fail(l, -EINVAL, "section name is longer than %d bytes", SECTION_MAX - 1);
+	memcpy(section, header, (size_t)(end - header));
+	section[end - header] = '\0';
 	l->rule = NULL;
-	snprintf(l->section, sizeof(l->section), "%s", section);
 	if (strncmp(section, "vm ", 3) == 0)
 		return rule_begin(l, section + 3 + strspn(section + 3, " "));
 	if (strcmp(section, "vm") == 0)
 		return rule_begin(l, "");
-	if (*section == '\0')
-		return fail(l, -EINVAL, "a key before the first [section]");
 	if (!section_known(section))
 		return fail(l, -EINVAL, "unknown section [%s]; expected [daemon], [vmm], [scan], [merge] or [vm GLOB]",
 			    section);
@@ -146,9 +151,8 @@ static int on_key(void *user, const char *section, const char *name, const char 
 
 	if (l->result < 0)
 		return 0;
-	if (strcmp(section, l->section) != 0 || *section == '\0')
-		if (!section_enter(l, section))
-			return 0;
+	if (*section == '\0')
+		return fail(l, -EINVAL, "a key before the first [section]");
 	if (l->rule) {
 		keys = config_vm_keys;
 		count = config_vm_key_count;
@@ -167,32 +171,31 @@ static int on_key(void *user, const char *section, const char *name, const char 
 	return 1;
 }
 
-/* libinih's reader: counts the lines it hands out, for error messages, and refuses what would be cut. */
+/* libinih's reader: counts the lines it hands out, for error messages, refuses what would be cut, and begins
+ * the sections: each header is a new one, so two equal [vm] sections are two rules. */
 static char *read_line(char *buf, int cap, void *stream)
 {
 	struct loader *l = stream;
-	char *line, *comment;
+	const char *text = buf;
 	size_t len;
 
-	line = fgets(buf, cap, l->stream);
-	if (!line)
+	if (!fgets(buf, cap, l->stream))
 		return NULL;
 	l->line++;
-	len = strlen(line);
-	if (len > 0 && line[len - 1] != '\n' && !feof(l->stream)) {
-		fail(l, -EINVAL, "line is longer than %d bytes", cap - 2);
+	len = strlen(buf);
+	if (len == 0 || (buf[len - 1] != '\n' && !feof(l->stream))) {
+		fail(l, -EINVAL, "line is longer than %d bytes or holds a NUL", cap - 2);
 		return NULL;
 	}
-	if (line[strspn(line, " \t")] == '[') {
-		comment = strchr(line, ']');
-		if (comment && comment - line > GLOB_MAX) {
-			fail(l, -EINVAL, "section name is longer than %d bytes", GLOB_MAX);
-			return NULL;
-		}
-		/* A section that appears again starts a new one; two equal [vm] sections are two rules. */
-		l->section[0] = '\0';
-	}
-	return line;
+	if (l->line == 1 && strncmp(text, BYTE_ORDER_MARK, strlen(BYTE_ORDER_MARK)) == 0)
+		text += strlen(BYTE_ORDER_MARK);
+	/* libinih would take an indented line as more of the value above it; here every line stands alone. */
+	while (*text == ' ' || *text == '\t')
+		text++;
+	memmove(buf, text, strlen(text) + 1);
+	if (buf[0] == '[' && !section_begin(l, buf + 1))
+		return NULL;
+	return buf;
 }
 
 static int load_stream(FILE *stream, const char *name, struct config *c, struct config_error *error)
@@ -207,6 +210,8 @@ static int load_stream(FILE *stream, const char *name, struct config *c, struct 
 		fail(&l, -EINVAL, "neither a [section], nor key = value, nor a comment");
 	} else if (bad_line < 0) {
 		fail(&l, -ENOMEM, "out of memory");
+	} else if (ferror(stream)) {
+		fail(&l, -EIO, "cannot be read");
 	}
 	return l.result;
 }

@@ -9,6 +9,7 @@
 
 #include "core/cleanup.h"
 #include "core/config.h"
+#include "core/text.h"
 
 #define KIB UINT64_C(1024)
 #define MIB (KIB * 1024)
@@ -183,6 +184,10 @@ static int parse_text(const char *text, char *value, char *why, size_t cap)
 
 	if (len >= CONFIG_TEXT_MAX) {
 		snprintf(why, cap, "longer than %d bytes", CONFIG_TEXT_MAX - 1);
+		return -EINVAL;
+	}
+	if (!text_valid(text)) {
+		snprintf(why, cap, "not UTF-8");
 		return -EINVAL;
 	}
 	memset(value, 0, CONFIG_TEXT_MAX);

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,11 +46,15 @@ static size_t line_escape(char *out, size_t cap, const char *text)
 
 	for (; *text && len + 4 < cap; text++) {
 		unsigned char c = (unsigned char)*text;
+		/* U+0080 to U+009F, which some terminals act on, are 0xc2 0x80 to 0xc2 0x9f. */
+		bool c1 = c == 0xc2 && (unsigned char)text[1] >= 0x80 && (unsigned char)text[1] <= 0x9f;
 
-		if (c >= 0x20 && c != 0x7f) {
+		if (c >= 0x20 && c != 0x7f && !c1) {
 			out[len++] = (char)c;
 			continue;
 		}
+		if (c1)
+			c = (unsigned char)*++text;
 		out[len++] = '\\';
 		out[len++] = 'x';
 		out[len++] = hex[c >> 4];
