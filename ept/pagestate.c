@@ -14,6 +14,7 @@
 
 #define ENTRY_PRESENT (UINT64_C(1) << 63)
 #define ENTRY_SWAPPED (UINT64_C(1) << 62)
+#define ENTRY_EXCLUSIVE (UINT64_C(1) << 56) /* mapped exactly once; Linux >= 4.2 */
 #define ENTRY_PFN_MASK ((UINT64_C(1) << 55) - 1)
 #define HUGE_BYTES (UINT64_C(2) << 20)
 #define HUGE_PAGES 512
@@ -193,4 +194,21 @@ ssize_t pagestate_ranges(int pagemap_fd, uint64_t start, uint64_t end, struct pa
 		scan_unsupported = true;
 	}
 	return ranges_by_entries(pagemap_fd, start, end, ranges, cap, ret_next);
+}
+
+int pagestate_shared(int pagemap_fd, uint64_t hva, unsigned pages, uint64_t *ret_mask)
+{
+	uint64_t entries[64], mask = 0;
+	ssize_t n;
+
+	if (pages > 64)
+		return -EINVAL;
+	n = pread(pagemap_fd, entries, pages * sizeof(entries[0]), (off_t)(hva / PAGE_BYTES * sizeof(entries[0])));
+	if (n < 0)
+		return -errno;
+	for (size_t i = 0; i < (size_t)n / sizeof(entries[0]); i++)
+		if (!(entries[i] & ENTRY_EXCLUSIVE))
+			mask |= UINT64_C(1) << i;
+	*ret_mask = mask;
+	return 0;
 }

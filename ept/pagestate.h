@@ -35,6 +35,10 @@ int pagestate_open(const struct fsio *fs, pid_t pid);
 ssize_t pagestate_ranges(int pagemap_fd, uint64_t start, uint64_t end, struct page_range *ranges, size_t cap,
 			 uint64_t *ret_next);
 
+/* Of the pages (at most 64) from hva on, bit i is set when page i is mapped somewhere else too: by KSM, or by a
+ * forked child. 0 or -errno. */
+int pagestate_shared(int pagemap_fd, uint64_t hva, unsigned pages, uint64_t *ret_mask);
+
 /* Makes this process use the fallback for old kernels (tests), or choose by itself again. */
 void pagestate_force_fallback(bool on);
 

@@ -29,13 +29,17 @@ static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 		target->pid = vm->pid;
 		target->pidfd = t->pidfd;
 		target->pagemap_fd = t->pagemap_fd;
+		target->mem_fd = t->mem_fd;
 		target->hva = region->hva;
 		target->pages = region->bytes / PAGE_BYTES;
 		target->seed = t->seed;
 		target->hashes = scan_hashes_new(target->pages);
 		if (!target->hashes)
+			return -ENOMEM; /* also for an address space too large to be true */
+		target->used = calloc((size_t)(target->pages / SCAN_CHUNK_PAGES + 1), 1);
+		t->target_count++; /* from here on page_table_unref() knows it */
+		if (!target->used)
 			return -ENOMEM;
-		t->target_count++;
 	}
 	return 0;
 }
@@ -53,13 +57,16 @@ int page_table_new(const struct fsio *fs, const struct vm_snapshot *vm, uint64_t
 	t->start_ticks = vm->start_ticks;
 	t->seed = seed;
 	t->merge_allowed = vm->merge_allowed;
-	t->pagemap_fd = -1;
+	t->pagemap_fd = t->mem_fd = -1;
 	t->pidfd = fcntl(vm->pidfd, F_DUPFD_CLOEXEC, 0);
 	if (t->pidfd < 0) {
 		r = -errno;
 		goto fail;
 	}
 	r = t->pagemap_fd = pagestate_open(fs, vm->pid);
+	if (r < 0)
+		goto fail;
+	r = t->mem_fd = fsio_open(fs, O_RDONLY, "/proc/%d/mem", (int)vm->pid);
 	if (r < 0)
 		goto fail;
 	t->name = strdup(vm->name);
@@ -85,13 +92,17 @@ struct page_table *page_table_unref(struct page_table *t)
 {
 	if (!t || --t->refs > 0)
 		return NULL;
-	for (size_t i = 0; i < t->target_count; i++)
+	for (size_t i = 0; i < t->target_count; i++) {
 		scan_hashes_free(t->targets[i].hashes, t->targets[i].pages);
+		free(t->targets[i].used);
+	}
 	free(t->targets);
 	if (t->pidfd >= 0)
 		close(t->pidfd);
 	if (t->pagemap_fd >= 0)
 		close(t->pagemap_fd);
+	if (t->mem_fd >= 0)
+		close(t->mem_fd);
 	free(t->name);
 	free(t->uuid);
 	free(t->domain);

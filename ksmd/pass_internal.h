@@ -10,7 +10,7 @@ struct page_table {
 	_Atomic unsigned refs;
 	char *name, *uuid, *domain;
 	pid_t pid;
-	int pidfd, pagemap_fd; /* own */
+	int pidfd, pagemap_fd, mem_fd; /* own */
 	uint64_t start_ticks, seed;
 	bool merge_allowed; /* by configuration */
 	bool anonymous;	    /* all of it private anonymous: can be merged */

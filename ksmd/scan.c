@@ -19,10 +19,6 @@
 #include "ksmd/page_hash.h"
 #include "ksmd/stable_index.h"
 
-/* Work is handed out in chunks of address space: 32 MiB, about 4 ms of work, is the grain of quotas,
- * progress and cancelling. Its hashes are a whole number of pages, so they can be dropped as such. */
-#define CHUNK_PAGES 8192
-
 /* One process_vm_readv: 256 KiB stays in the core's L2 between copy and hash (measured best: 64-256 pages). */
 #define BATCH_PAGES 64
 #define RANGES_MAX 128
@@ -43,12 +39,16 @@ struct scan {
 	_Atomic uint64_t next_chunk, read_bytes, cpu_ns;
 };
 
+struct batch {
+	uint64_t pages[BATCH_PAGES]; /* index in the target */
+	size_t count;
+};
+
 struct worker {
 	struct scan *scan;
 	pthread_t thread;
-	char *buffer; /* BATCH_PAGES pages */
-	uint64_t pages[BATCH_PAGES]; /* of the batch: index in the target */
-	size_t batched;
+	char *buffer;		    /* BATCH_PAGES pages */
+	struct batch alone, shared; /* pages to read, by how often they are mapped: see scan.h */
 	int node; /* where it runs; -1: anywhere */
 	/* Counts of one chunk: */
 	uint64_t present, zero, zero_mapped, swapped, huge, index_hits;
@@ -96,15 +96,20 @@ static void hash_pages(struct worker *w, struct scan_target *t, const uint64_t *
 	w->scan->read_bytes += count * PAGE_BYTES;
 }
 
-/* Reads the batch's pages from "from" on; returns how many came, or -errno. */
-static ssize_t read_pages(struct worker *w, const struct scan_target *t, size_t from)
+static void *page_address(const struct scan_target *t, uint64_t page)
 {
-	struct iovec local = { w->buffer, (w->batched - from) * PAGE_BYTES }, remote[BATCH_PAGES];
+	return (void *)(uintptr_t)(t->hva + page * PAGE_BYTES);
+}
+
+/* Reads the batch's pages from "from" on; returns how many came, or -errno. */
+static ssize_t read_alone(const struct worker *w, const struct scan_target *t, const struct batch *b, size_t from)
+{
+	struct iovec local = { w->buffer, (b->count - from) * PAGE_BYTES }, remote[BATCH_PAGES];
 	unsigned long count = 0;
 	ssize_t n;
 
-	for (size_t i = from; i < w->batched; i++) {
-		char *at = (char *)(uintptr_t)(t->hva + w->pages[i] * PAGE_BYTES);
+	for (size_t i = from; i < b->count; i++) {
+		void *at = page_address(t, b->pages[i]);
 
 		if (count > 0 && (char *)remote[count - 1].iov_base + remote[count - 1].iov_len == at)
 			remote[count - 1].iov_len += PAGE_BYTES;
@@ -115,25 +120,50 @@ static ssize_t read_pages(struct worker *w, const struct scan_target *t, size_t 
 	return n < 0 ? -errno : n / PAGE_BYTES;
 }
 
+/* The same for pages that must not be pinned; stops at the first gap. */
+static ssize_t read_shared(const struct worker *w, const struct scan_target *t, const struct batch *b, size_t from)
+{
+	size_t count = 1;
+	ssize_t n;
+
+	while (from + count < b->count && b->pages[from + count] == b->pages[from] + count)
+		count++;
+	n = pread(t->mem_fd, w->buffer, count * PAGE_BYTES, (off_t)(t->hva + b->pages[from] * PAGE_BYTES));
+	if (n < 0)
+		return errno == EIO ? -EFAULT : -errno;
+	if (n == 0) /* the process has ended */
+		return -ESRCH;
+	return n / PAGE_BYTES;
+}
+
 /* Reads and hashes what was batched. A page that cannot be read (unmapped meanwhile) is left out. */
-static void batch_flush(struct worker *w, struct scan_target *t)
+static void batch_flush(struct worker *w, struct scan_target *t, struct batch *b)
 {
 	size_t done = 0;
 
-	while (done < w->batched) {
-		ssize_t n = read_pages(w, t, done);
+	while (done < b->count) {
+		ssize_t n = b == &w->shared ? read_shared(w, t, b, done) : read_alone(w, t, b, done);
 
-		if (n < 0 && n != -EFAULT) {
-			t->gone = true; /* ESRCH; or EPERM: another program runs there now */
+		if (n == -ESRCH || n == -EPERM) {
+			t->gone = true; /* EPERM: another program runs there now */
 			break;
 		}
 		if (n > 0)
-			hash_pages(w, t, w->pages + done, (size_t)n);
-		done += n > 0 ? (size_t)n : 0;
-		if (done < w->batched)
-			done++;
+			hash_pages(w, t, b->pages + done, (size_t)n);
+		else
+			n = 1; /* leave it out */
+		done += (size_t)n;
 	}
-	w->batched = 0;
+	b->count = 0;
+}
+
+static void page_add(struct worker *w, struct scan_target *t, uint64_t page, bool shared)
+{
+	struct batch *b = shared ? &w->shared : &w->alone;
+
+	b->pages[b->count++] = page;
+	if (b->count == BATCH_PAGES)
+		batch_flush(w, t, b);
 }
 
 static void range_add(struct worker *w, struct scan_target *t, const struct page_range *range)
@@ -150,10 +180,18 @@ static void range_add(struct worker *w, struct scan_target *t, const struct page
 	}
 	if (range->flags & PAGE_HUGE)
 		w->huge += last - first;
-	for (uint64_t page = first; page < last && !t->gone; page++) {
-		w->pages[w->batched++] = page;
-		if (w->batched == BATCH_PAGES)
-			batch_flush(w, t);
+	/* 64 pages at a time, so that little time passes between the look and the read. */
+	while (first < last && !t->gone) {
+		unsigned count = last - first < 64 ? (unsigned)(last - first) : 64;
+		uint64_t shared;
+
+		if (pagestate_shared(t->pagemap_fd, t->hva + first * PAGE_BYTES, count, &shared) < 0) {
+			t->gone = true;
+			return;
+		}
+		for (unsigned i = 0; i < count && !t->gone; i++)
+			page_add(w, t, first + i, shared & (UINT64_C(1) << i));
+		first += count;
 	}
 }
 
@@ -176,7 +214,7 @@ static bool process_alive(const struct scan_target *t)
 
 static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
 {
-	uint64_t pages = t->pages - first < CHUNK_PAGES ? t->pages - first : CHUNK_PAGES;
+	uint64_t pages = t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
 	uint64_t at = t->hva + first * PAGE_BYTES, end = at + pages * PAGE_BYTES;
 	struct page_range ranges[RANGES_MAX];
 	bool placed = false;
@@ -196,13 +234,16 @@ static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
 			range_add(w, t, &ranges[i]);
 		}
 	}
-	batch_flush(w, t);
+	batch_flush(w, t, &w->alone);
+	batch_flush(w, t, &w->shared);
 	/* Still the same process after the last read, so it was during all of them: a pid is not used again
 	 * while its process is there. */
 	if (!process_alive(t))
 		t->gone = true;
 	if (t->gone)
 		madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
+	if (t->used)
+		t->used[first / SCAN_CHUNK_PAGES] = w->present > 0 && !t->gone;
 }
 
 static void counts_publish(struct worker *w, struct scan_target *t)
@@ -289,12 +330,12 @@ static void *worker_main(void *arg)
 	while (!s->progress->cancel && (chunk = s->next_chunk++) < s->first_chunk[s->target_count]) {
 		size_t i = target_of_chunk(s, chunk);
 		struct scan_target *t = &s->targets[i];
-		uint64_t first = (chunk - s->first_chunk[i]) * CHUNK_PAGES;
+		uint64_t first = (chunk - s->first_chunk[i]) * SCAN_CHUNK_PAGES;
 
 		if (!t->gone)
 			chunk_timed(w, t, first);
 		counts_publish(w, t);
-		s->progress->done_pages += t->pages - first < CHUNK_PAGES ? t->pages - first : CHUNK_PAGES;
+		s->progress->done_pages += t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
 		quota_wait(w);
 	}
 	s->cpu_ns += clock_thread_cpu_ns();
@@ -324,7 +365,7 @@ static int scan_prepare(struct scan *s)
 		struct scan_target *t = &s->targets[i];
 
 		s->first_chunk[i] = chunks;
-		chunks += (t->pages + CHUNK_PAGES - 1) / CHUNK_PAGES;
+		chunks += (t->pages + SCAN_CHUNK_PAGES - 1) / SCAN_CHUNK_PAGES;
 		s->progress->total_pages += t->pages;
 		t->present_pages = t->zero_pages = t->zero_mapped_pages = 0;
 		t->swapped_pages = t->huge_pages = t->index_hits = 0;

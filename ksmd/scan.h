@@ -2,7 +2,14 @@
  *
  * Reads only pages that are present and not the zero page (ept/pagestate.h), so a scan faults nothing in.
  * The race that is left: a page dropped or swapped out between the look and the read is faulted in again
- * by the read, as by any other reader of the VMM's memory; nothing but its residency changes. */
+ * by the read, as by any other reader of the VMM's memory; nothing but its residency changes.
+ *
+ * A page that is mapped more than once (merged by KSM, or shared with a forked child) must not be read with
+ * process_vm_readv: that pins pages, and before the kernel pins a shared anonymous page, also for reading only,
+ * it gives the process a copy of its own, so that reading would undo the merging (measured: 28,892 merged pages,
+ * none of them left after one pass; KSM's counters do not notice). Such pages are read through /proc/PID/mem,
+ * which takes a plain reference. What is merged between the look and the read, a fraction of a millisecond, is
+ * unmerged by it and merged again by the kernel's next scan. */
 #ifndef KSMD_SCAN_H
 #define KSMD_SCAN_H
 
@@ -16,16 +23,23 @@
 
 struct stable_index;
 
+/* Work is handed out in chunks of address space: 32 MiB, about 4 ms of work, is the grain of quotas, progress and
+ * cancelling. Its hashes are a whole number of pages, so they can be dropped as such. */
+#define SCAN_CHUNK_PAGES 8192
+
 /* One stretch of a VMM's address space and what is known of its pages. */
 struct scan_target {
 	pid_t pid;
 	int pidfd;	  /* borrowed; proves after a read that pid was still the same process */
 	int pagemap_fd;	  /* /proc/PID/pagemap, borrowed */
+	int mem_fd;	  /* /proc/PID/mem, borrowed */
 	uint64_t hva;	  /* page-aligned */
 	uint64_t pages;
 	uint64_t seed;	  /* of page_hash() */
 	bool early;	  /* its index hits count in scan_progress */
 	uint64_t *hashes; /* from scan_hashes_new(pages), may hold an earlier scan; borrowed */
+
+	uint8_t *used;	  /* one per SCAN_CHUNK_PAGES pages: whether any hash in it is set; borrowed; may be NULL */
 
 	/* Filled by the scan: */
 	_Atomic uint64_t present_pages; /* backed by a frame of their own */
