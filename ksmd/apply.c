@@ -7,6 +7,7 @@
 #include "core/log.h"
 #include "ksmd/ksmd_internal.h"
 #include "ksmd/stable_index.h"
+#include "ksmd/zero_split.h"
 
 static int pass_begin(struct ksmd *k)
 {
@@ -32,6 +33,34 @@ static int pass_begin(struct ksmd *k)
 	return r;
 }
 
+/* The scanner's start: huge blocks with zero pages are split for it. Done by the time it stops. */
+static void zero_split_begin(struct ksmd *k)
+{
+	struct page_table **tables = calloc(k->vm_count + 1, sizeof(*tables));
+	size_t count = 0;
+	int r = -ENOMEM;
+
+	for (size_t i = 0; tables && i < k->vm_count; i++)
+		if (k->vms[i].table && k->vms[i].mergeable)
+			tables[count++] = k->vms[i].table;
+	if (tables)
+		r = zero_split_start(tables, count, &k->split);
+	if (r < 0)
+		log_warning("ksm: no thread to split huge pages, ignoring: %s", strerror(-r));
+	free(tables);
+}
+
+static void zero_split_end(struct ksmd *k)
+{
+	uint64_t blocks = 0;
+
+	if (!k->split)
+		return;
+	k->split = zero_split_free(k->split, &k->cpu_seconds, &blocks);
+	if (blocks)
+		log_info("ksm split %" PRIu64 " huge pages why=\"zero pages inside\"", blocks);
+}
+
 /* The scanner is only switched on, off or over here. */
 static int scanner_set(struct ksmd *k)
 {
@@ -42,6 +71,10 @@ static int scanner_set(struct ksmd *k)
 		return 0;
 	log_info("ksm %s pages_to_scan=%" PRIu64 " sleep_ms=%" PRIu64 " why=\"%s\"", action[plan->action],
 		 plan->pages_to_scan, plan->sleep_ms, plan->why);
+	if (plan->action == KSM_START && !k->fs->dry_run && !k->pass)
+		zero_split_begin(k);
+	if (plan->action == KSM_STOP || plan->action == KSM_YIELD)
+		zero_split_end(k);
 	if (plan->action == KSM_YIELD) {
 		ksm_kernel_yield(k->kernel);
 		return 0;
@@ -62,8 +95,12 @@ int ksmd_apply(void *m, bool dry_run)
 	}
 	if (k->kernel)
 		r = scanner_set(k);
+	if (r < 0 && k->plan.action == KSM_STOP)
+		k->left_running = true; /* stop it again in the next tick */
 	/* fsio held the writes back, so nothing will be gained: as if the scanner had run and got nothing. */
-	if ((dry_run || r < 0) && k->policy.state == KSM_MERGE)
+	if ((dry_run || r < 0) && k->policy.state == KSM_MERGE) {
+		zero_split_end(k);
 		ksm_policy_give_up(&k->policy, k->expected_pages);
+	}
 	return r;
 }

@@ -15,11 +15,13 @@
 #define KSM_DIR "/sys/kernel/mm/ksm"
 #define FOUND_FILE "ksm-found"
 #define ADVISOR_OFF "none"
+#define NO_KNOB UINT64_MAX
 
 /* What can be set, and is put back. */
 struct knobs {
 	uint64_t run, pages_to_scan, sleep_ms;
-	char advisor[16]; /* empty: this kernel has none (before Linux 6.8) */
+	char advisor[16];    /* empty: this kernel has none (before Linux 6.8) */
+	uint64_t smart_scan; /* NO_KNOB: this kernel has none (before Linux 6.7) */
 };
 
 struct ksm_kernel {
@@ -29,7 +31,8 @@ struct ksm_kernel {
 	long tick_ns;  /* of /proc/PID/stat */
 	bool controlled; /* found is valid and will be put back */
 	struct knobs found;
-	bool written; /* wrote is valid */
+	bool helpers_off; /* advisor and smart_scan were seen to */
+	bool written;	  /* wrote is valid */
 	struct knobs wrote;
 };
 
@@ -79,6 +82,8 @@ static int knobs_read(const struct fsio *fs, struct knobs *ret_knobs)
 	if (r < 0)
 		return r;
 	advisor_read(fs, k.advisor, sizeof(k.advisor));
+	if (knob_read(fs, "smart_scan", &k.smart_scan) < 0)
+		k.smart_scan = NO_KNOB;
 	*ret_knobs = k;
 	return 0;
 }
@@ -87,13 +92,15 @@ static int knobs_read(const struct fsio *fs, struct knobs *ret_knobs)
 
 static int found_save(const struct ksm_kernel *k)
 {
-	char text[160];
-	int r;
+	char text[256];
+	int n, r;
 
-	snprintf(text, sizeof(text),
-		 "run %" PRIu64 "\npages_to_scan %" PRIu64 "\nsleep_millisecs %" PRIu64 "\nadvisor_mode %s\n",
-		 k->found.run, k->found.pages_to_scan, k->found.sleep_ms,
-		 *k->found.advisor ? k->found.advisor : "-");
+	n = snprintf(text, sizeof(text),
+		     "run %" PRIu64 "\npages_to_scan %" PRIu64 "\nsleep_millisecs %" PRIu64 "\nadvisor_mode %s\n",
+		     k->found.run, k->found.pages_to_scan, k->found.sleep_ms,
+		     *k->found.advisor ? k->found.advisor : "-");
+	if (k->found.smart_scan != NO_KNOB)
+		snprintf(text + n, sizeof(text) - (size_t)n, "smart_scan %" PRIu64 "\n", k->found.smart_scan);
 	r = fsio_replace(k->fs, text, "%s/" FOUND_FILE, k->state_dir);
 	if (r < 0)
 		log_error("cannot keep the KSM settings that were found in %s: %s", k->state_dir, strerror(-r));
@@ -117,11 +124,14 @@ static void found_load(struct ksm_kernel *k)
 		return;
 	if (n < 0 || fsio_field_u64(text, "run", &found.run) < 0 ||
 	    fsio_field_u64(text, "pages_to_scan", &found.pages_to_scan) < 0 ||
-	    fsio_field_u64(text, "sleep_millisecs", &found.sleep_ms) < 0) {
+	    fsio_field_u64(text, "sleep_millisecs", &found.sleep_ms) < 0 || found.pages_to_scan > UINT32_MAX ||
+	    found.sleep_ms > UINT32_MAX) {
 		log_warning("%s/" FOUND_FILE " is not readable: the KSM settings from before are unknown, ignoring",
 			    k->state_dir);
 		return;
 	}
+	if (fsio_field_u64(text, "smart_scan", &found.smart_scan) < 0 || found.smart_scan > 1)
+		found.smart_scan = NO_KNOB;
 	advisor = strstr(text, "advisor_mode ");
 	if (advisor && sscanf(advisor, "advisor_mode %15s", found.advisor) == 1 && !advisor_known(found.advisor))
 		found.advisor[0] = '\0';
@@ -288,48 +298,73 @@ int ksm_kernel_read_vm(struct ksm_kernel *k, pid_t pid, enum ksm_marked *ret_mar
 
 /* ---- writing ---- */
 
+/* What would work against us: the advisor overwrites pages_to_scan. smart_scan passes over pages that were looked
+ * at in vain before; we start the scanner because there is something to find, so that only delays it (measured:
+ * 4 % more merged with a quarter less CPU time). */
+static void helpers_off(struct ksm_kernel *k)
+{
+	struct knobs now;
+
+	if (k->helpers_off || knobs_read(k->fs, &now) < 0)
+		return;
+	k->helpers_off = true;
+	if (strcmp(now.advisor, "scan-time") == 0) {
+		int r = fsio_write(k->fs, ADVISOR_OFF, KSM_DIR "/advisor_mode");
+
+		if (r < 0)
+			log_warning("cannot switch the KSM advisor off, ignoring: %s", strerror(-r));
+	}
+	if (now.smart_scan == 1 && knob_write(k->fs, "smart_scan", 0) < 0)
+		log_warning("smart_scan stays on, ignoring");
+}
+
 /* Takes control: remembers what was found, on disk before anything is changed. */
 static int control_take(struct ksm_kernel *k)
 {
 	int r;
 
-	if (k->controlled)
-		return 0;
-	r = knobs_read(k->fs, &k->found);
-	if (r == 0)
-		r = found_save(k);
-	if (r < 0)
-		return r;
-	k->controlled = true;
-	if (strcmp(k->found.advisor, "scan-time") == 0) {
-		/* The advisor would overwrite pages_to_scan. */
-		r = fsio_write(k->fs, ADVISOR_OFF, KSM_DIR "/advisor_mode");
+	if (!k->controlled) {
+		r = knobs_read(k->fs, &k->found);
+		if (r == 0)
+			r = found_save(k);
 		if (r < 0)
-			log_warning("cannot switch the KSM advisor off, ignoring: %s", strerror(-r));
+			return r;
+		k->controlled = true;
 	}
-	return 0;
+	helpers_off(k);
+	if (!k->written)
+		r = knobs_read(k->fs, &k->wrote);
+	else
+		r = 0;
+	k->written = r == 0 && !k->fs->dry_run;
+	return r;
+}
+
+/* Writes one setting and notes it, so that a failure in the middle does not look like somebody else's change. */
+static int knob_set(struct ksm_kernel *k, const char *name, uint64_t value, uint64_t *wrote)
+{
+	int r = knob_write(k->fs, name, value);
+
+	if (r == 0)
+		*wrote = value;
+	return r;
 }
 
 int ksm_kernel_set(struct ksm_kernel *k, bool run, uint64_t pages_to_scan, uint64_t sleep_ms)
 {
-	struct knobs now = { .run = run, .pages_to_scan = pages_to_scan, .sleep_ms = sleep_ms };
 	int r = control_take(k);
 
 	if (r < 0)
 		return r;
 	/* Stopping comes first and starting last, so the scanner never runs at a rate nobody chose. */
 	if (!run)
-		r = knob_write(k->fs, "run", 0);
+		r = knob_set(k, "run", 0, &k->wrote.run);
 	if (r == 0)
-		r = knob_write(k->fs, "pages_to_scan", pages_to_scan);
+		r = knob_set(k, "pages_to_scan", pages_to_scan, &k->wrote.pages_to_scan);
 	if (r == 0)
-		r = knob_write(k->fs, "sleep_millisecs", sleep_ms);
+		r = knob_set(k, "sleep_millisecs", sleep_ms, &k->wrote.sleep_ms);
 	if (r == 0 && run)
-		r = knob_write(k->fs, "run", 1);
-	if (r == 0) {
-		k->wrote = now;
-		k->written = !k->fs->dry_run;
-	}
+		r = knob_set(k, "run", 1, &k->wrote.run);
 	return r;
 }
 
@@ -348,8 +383,7 @@ bool ksm_kernel_is_controlled(const struct ksm_kernel *k)
 
 void ksm_kernel_yield(struct ksm_kernel *k)
 {
-	k->controlled = false;
-	k->written = false;
+	k->controlled = k->written = k->helpers_off = false;
 	fsio_unlink(k->fs, "%s/" FOUND_FILE, k->state_dir);
 }
 
@@ -373,10 +407,12 @@ int ksm_kernel_restore(struct ksm_kernel *k)
 	r = ksm_kernel_set(k, run == 1, k->found.pages_to_scan, k->found.sleep_ms);
 	if (r == 0 && *k->found.advisor)
 		r = fsio_write(k->fs, k->found.advisor, KSM_DIR "/advisor_mode");
+	if (r == 0 && k->found.smart_scan != NO_KNOB)
+		r = knob_write(k->fs, "smart_scan", k->found.smart_scan);
 	if (r < 0)
 		return r;
-	log_info("ksm: restored run=%" PRIu64 " pages_to_scan=%" PRIu64 " sleep_millisecs=%" PRIu64, run,
-		 k->found.pages_to_scan, k->found.sleep_ms);
+	log_info("ksm: %s run=%" PRIu64 " pages_to_scan=%" PRIu64 " sleep_millisecs=%" PRIu64,
+		 k->fs->dry_run ? "would restore" : "restored", run, k->found.pages_to_scan, k->found.sleep_ms);
 	ksm_kernel_yield(k);
 	return 0;
 }

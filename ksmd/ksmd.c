@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "ksmd/ksmd_internal.h"
 #include "ksmd/stable_index.h"
+#include "ksmd/zero_split.h"
 
 static struct ksm_limits limits_from(const struct config *c)
 {
@@ -56,6 +57,7 @@ struct ksmd *ksmd_free(struct ksmd *k)
 
 	if (!k)
 		return NULL;
+	zero_split_free(k->split, NULL, NULL);
 	pass_free(k->pass);
 	pass_free(k->last);
 	if (k->kernel) {
@@ -114,6 +116,7 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
 {
 	const struct pass_result *res = k->last ? pass_wait(k->last) : NULL;
 	double expected = 0;
+	uint64_t early;
 
 	k->mergeable_pages = k->zero_pages = 0;
 	for (size_t i = 0; res && i < res->vm_count; i++) {
@@ -127,7 +130,9 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
 	}
 	/* A pass over new VMs that is still running (it may take long on a large host, with its CPU share) has
 	 * met contents that others have too: reason enough to start merging. */
-	k->expected_pages = (uint64_t)expected + (k->pass ? pass_early_pages(k->pass) : 0);
+	early = k->pass ? pass_early_pages(k->pass) : 0;
+	k->expected_pages = (uint64_t)expected + early;
+	k->mergeable_pages += early;
 }
 
 static uint64_t rss_pages(const struct host_snapshot *s)
@@ -148,7 +153,8 @@ static void saved_update(struct ksmd *k, const struct host_snapshot *s)
 	uint64_t merging = 0, all = s->ksm.pages_shared + s->ksm.pages_sharing, rss = rss_pages(s), dropped;
 
 	for (size_t i = 0; i < s->vm_count; i++)
-		merging += s->vms[i].ksm_merging_pages;
+		if (!ksmd_vm_refusal(&s->vms[i]))
+			merging += s->vms[i].ksm_merging_pages;
 	k->saved_pages = all ? (uint64_t)((double)merging * (double)s->ksm.pages_sharing / (double)all) : 0;
 	if (!k->rss_then_valid && k->last) {
 		k->rss_pages_then = rss; /* the first look after a pass */
@@ -203,6 +209,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 		if (!t)
 			continue;
 		t->early = false;
+		t->mergeable = !ksmd_vm_refusal(vm);
 		t->due = !t->passed_ns || (rested && s->taken_ns - t->passed_ns >= interval_ns);
 		if (t->table && !page_table_is_for(t->table, vm)) {
 			t->table = page_table_unref(t->table);
@@ -220,7 +227,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 			t->due = false;
 			continue;
 		}
-		t->early = !t->passed_ns && !ksmd_vm_refusal(vm);
+		t->early = !t->passed_ns && t->mergeable;
 		t->passed_ns = s->taken_ns;
 		any = true;
 	}
@@ -229,21 +236,39 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 
 /* ---- refusals ---- */
 
+static bool has_backing(const struct vm_snapshot *vm, bool hugetlb)
+{
+	for (size_t i = 0; i < vm->region_count; i++)
+		if (vm->regions[i].backing != MEM_ANON && (vm->regions[i].backing == MEM_HUGETLB) == hugetlb)
+			return true;
+	return false;
+}
+
+size_t ksmd_vm_refusals(const struct vm_snapshot *vm, const char *ret_refusals[KSMD_REFUSALS_MAX])
+{
+	const struct {
+		bool holds;
+		const char *why;
+	} all[KSMD_REFUSALS_MAX] = {
+		{ !vm->merge_allowed, "merging is off for this VM (merge = off)" },
+		{ vm->region_count == 0, "where its memory lies is not known" },
+		{ has_backing(vm, true), "its memory is hugetlb, which cannot be merged" },
+		{ has_backing(vm, false), "its memory is shared or file-backed, which cannot be merged" },
+		{ !vm->ksm_mergeable, "its VMM did not give its memory to KSM (QEMU: -machine mem-merge=on)" },
+	};
+	size_t count = 0;
+
+	for (size_t i = 0; i < KSMD_REFUSALS_MAX; i++)
+		if (all[i].holds)
+			ret_refusals[count++] = all[i].why;
+	return count;
+}
+
 const char *ksmd_vm_refusal(const struct vm_snapshot *vm)
 {
-	if (!vm->merge_allowed)
-		return "merging is off for this VM (merge = off)";
-	for (size_t i = 0; i < vm->region_count; i++) {
-		if (vm->regions[i].backing == MEM_HUGETLB)
-			return "its memory is hugetlb, which cannot be merged";
-		if (vm->regions[i].backing != MEM_ANON)
-			return "its memory is shared or file-backed, which cannot be merged";
-	}
-	if (vm->region_count == 0)
-		return "where its memory lies is not known";
-	if (!vm->ksm_mergeable)
-		return "its VMM did not give its memory to KSM (QEMU: -machine mem-merge=on)";
-	return NULL;
+	const char *refusals[KSMD_REFUSALS_MAX];
+
+	return ksmd_vm_refusals(vm, refusals) ? refusals[0] : NULL;
 }
 
 /* The kernel merges all that it may scan with all else, so every VM that gave it memory must be of one

@@ -41,8 +41,11 @@ struct ksmd_status {
 };
 void ksmd_status(const struct ksmd *k, struct ksmd_status *ret_status);
 
-/* Why the kernel's scanner may not run at all, or may not merge this VM; NULL when it may. Static strings. */
+/* Why the kernel's scanner may not run at all; NULL when it may. Static string. */
 const char *ksmd_host_refusal(const struct ksmd *k, const struct host_snapshot *s);
+/* Why it may not merge this VM: the first reason or NULL, or all of them and how many. Static strings. */
+#define KSMD_REFUSALS_MAX 5
 const char *ksmd_vm_refusal(const struct vm_snapshot *vm);
+size_t ksmd_vm_refusals(const struct vm_snapshot *vm, const char *ret_refusals[KSMD_REFUSALS_MAX]);
 
 #endif

@@ -12,10 +12,12 @@ struct tracked_vm {
 	pid_t pid;
 	uint64_t start_ticks;
 	bool seen; /* in this tick's snapshot */
+	uint64_t seen_first_ns;
 	struct page_table *table; /* NULL: never passed over */
 	uint64_t passed_ns;	  /* when its last scan began; 0: never */
 	bool due;		  /* to be scanned by the pass that is planned */
 	bool early;		  /* for the first time, and the kernel may merge it */
+	bool mergeable;		  /* the kernel may merge it, in this tick's snapshot */
 	bool marked;		  /* gave its memory to KSM, as last learnt */
 	uint64_t marked_asked_ns;
 };
@@ -32,7 +34,7 @@ struct ksmd {
 	struct ksm_kernel *kernel; /* NULL: this kernel has no KSM */
 	struct ksm_policy policy;
 	struct ksm_plan plan;
-	bool left_running; /* an earlier daemon was killed while the scanner ran */
+	bool left_running; /* by an earlier daemon that was killed, or because stopping it failed */
 	struct stable_index *index;
 
 	struct tracked_vm *vms;
@@ -43,6 +45,7 @@ struct ksmd {
 	struct pass *pass; /* in the background; NULL: none */
 	struct pass *last; /* the last one that ended well, for its result */
 	bool pass_planned;
+	struct zero_split *split; /* at work while the scanner is; NULL: none */
 	uint64_t passes;
 	uint64_t pass_ended_ns, rest_until_ns;
 	double cpu_seconds;

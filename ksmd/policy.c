@@ -9,6 +9,8 @@
 /* CPU time of the kernel's scanner for one page before it was measured here: 3.1 us on the machine this was
  * written on, published figures are 2-5 us. */
 #define PAGE_COST_NS_DEFAULT 3500.0
+/* No machine looks at a page faster; less means that the counters are not what they should be. */
+#define PAGE_COST_NS_MIN 100.0
 /* The measurement counts once it rests on this many pages. */
 #define PAGE_COST_MIN_PAGES 20000
 
@@ -29,6 +31,8 @@
 
 /* The pace is measured over at least this long: a few dozen cycles. */
 #define PACE_NS NSEC_PER_SEC
+/* Below this share the sleep is 0 ms; going on would only make the way back long. */
+#define SLEEP_FACTOR_MIN (1.0 / (2 * CYCLE_MS))
 
 #define MIB_PAGES (1048576 / PAGE_BYTES)
 
@@ -78,6 +82,8 @@ static void cost_measure(struct ksm_policy *p, const struct ksm_snapshot *ksm)
 	if (ksm->cpu_ns <= p->start_cpu_ns || ksm->pages_scanned < p->start_scanned || pages < PAGE_COST_MIN_PAGES)
 		return;
 	p->page_cost_ns = (double)(ksm->cpu_ns - p->start_cpu_ns) / (double)pages;
+	if (p->page_cost_ns < PAGE_COST_NS_MIN)
+		p->page_cost_ns = PAGE_COST_NS_MIN;
 }
 
 /* On a busy host the scanner, a nice thread, waits for a CPU and a cycle takes longer than planned. It then
@@ -90,8 +96,11 @@ static void pace_measure(struct ksm_policy *p, const struct host_snapshot *s)
 
 	if (elapsed < PACE_NS)
 		return;
+	/* A kernel that does not count both cannot be told to hurry: nobody would see it leave the budget. */
+	if (s->ksm.cpu_ns == 0 || s->ksm.pages_scanned == 0)
+		return;
 	if ((double)scanned < planned * 0.8 && cpu_share * 100 < (double)p->limits.cpu_percent * 0.9)
-		p->sleep_factor /= 2;
+		p->sleep_factor = p->sleep_factor / 2 > SLEEP_FACTOR_MIN ? p->sleep_factor / 2 : SLEEP_FACTOR_MIN;
 	else if ((double)scanned > planned * 1.1 || cpu_share * 100 > (double)p->limits.cpu_percent)
 		p->sleep_factor = p->sleep_factor * 1.5 < 1 ? p->sleep_factor * 1.5 : 1;
 	p->looked_ns = s->taken_ns;
@@ -118,7 +127,7 @@ static void decide_rest(struct ksm_policy *p, const struct host_snapshot *s, con
 
 	if (in->left_running) {
 		plan_stop(p, s, in, plan);
-		snprintf(plan->why, sizeof(plan->why), "left running by an earlier daemon");
+		snprintf(plan->why, sizeof(plan->why), "left running");
 		return;
 	}
 	if (in->refusal) {
@@ -163,6 +172,7 @@ static void decide_merge(struct ksm_policy *p, const struct host_snapshot *s, co
 	pace_measure(p, s);
 	if (in->refusal) {
 		plan_stop(p, s, in, plan);
+		p->residual_pages = 0; /* it was not given its time to get the rest */
 		snprintf(plan->why, sizeof(plan->why), "%s", in->refusal);
 		return;
 	}

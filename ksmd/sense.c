@@ -7,8 +7,11 @@
 #include "core/log.h"
 #include "ksmd/ksmd_internal.h"
 
-/* How often a kernel that does not say so in ksm_stat is asked whether a VM gave its memory to KSM. */
+/* How often a kernel that does not say so in ksm_stat is asked whether a VM gave its memory to KSM: often while
+ * it is new, as a VMM may be found before it has given anything. */
 #define MARKED_ASK_NS (300 * NSEC_PER_SEC)
+#define MARKED_ASK_NEW_NS (5 * NSEC_PER_SEC)
+#define MARKED_NEW_NS (60 * NSEC_PER_SEC)
 
 struct tracked_vm *ksmd_track(struct ksmd *k, const struct vm_snapshot *vm)
 {
@@ -47,11 +50,13 @@ static void untrack_gone(struct ksmd *k)
 
 static void sense_marked(struct ksmd *k, struct tracked_vm *t, enum ksm_marked marked, uint64_t now)
 {
+	uint64_t pause = now - t->seen_first_ns < MARKED_NEW_NS ? MARKED_ASK_NEW_NS : MARKED_ASK_NS;
+
 	if (marked != KSM_MARKED_UNKNOWN) {
 		t->marked = marked == KSM_MARKED_YES;
 		return;
 	}
-	if (t->marked_asked_ns && (t->marked || now - t->marked_asked_ns < MARKED_ASK_NS))
+	if (t->marked_asked_ns && (t->marked || now - t->marked_asked_ns < pause))
 		return;
 	t->marked_asked_ns = now;
 	t->marked = ksm_kernel_smaps_mergeable(k->kernel, t->pid);
@@ -95,6 +100,8 @@ int ksmd_sense(void *m, struct host_snapshot *s)
 		if (!t)
 			return -ENOMEM;
 		t->seen = true;
+		if (!t->seen_first_ns)
+			t->seen_first_ns = s->taken_ns;
 		sense_vm(k, t, &s->vms[i], s->taken_ns);
 	}
 	untrack_gone(k);
