@@ -47,9 +47,12 @@ struct table *table_free(struct table *t)
 /* What a terminal would act on is shown as '?'. */
 static void make_printable(char *text)
 {
-	for (; *text; text++)
+	for (; *text; text++) {
 		if ((unsigned char)*text < 0x20 || *text == 0x7f)
 			*text = '?';
+		else if ((unsigned char)*text == 0xc2 && (unsigned char)text[1] >= 0x80 && (unsigned char)text[1] < 0xa0)
+			text[1] = (char)0xbf; /* U+0080 to U+009F become an inverted question mark */
+	}
 }
 
 void table_add(struct table *t, const char *fmt, ...)

@@ -15,6 +15,7 @@
 
 #include "core/cleanup.h"
 #include "core/log.h"
+#include "core/text.h"
 #include "daemon/daemon.h"
 
 #define CLIENTS_MAX 32
@@ -142,12 +143,13 @@ void control_reply(struct control_client *client, json_t *value)
 
 void control_fail(struct control_client *client, const char *fmt, ...)
 {
-	char text[1024];
+	char raw[1024], text[1024];
 	va_list args;
 
 	va_start(args, fmt);
-	vsnprintf(text, sizeof(text), fmt, args);
+	vsnprintf(raw, sizeof(raw), fmt, args);
 	va_end(args);
+	text_copy(text, sizeof(text), raw, strlen(raw)); /* it may quote a file, or be cut within a character */
 	client_answer(client, json_pack("{s:s}", "error", text));
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <systemd/sd-daemon.h>
+#include <unistd.h>
 
 #include "core/clock.h"
 #include "core/log.h"
@@ -54,7 +55,7 @@ static void on_vm_gone(struct vm *vm, void *userdata)
 {
 	struct daemon *d = userdata;
 
-	snapshot_free(&d->snapshot); /* it borrows from the VM */
+	snapshot_drop_vm(&d->snapshot, vm);
 	vm->ept = ept_view_free(vm->ept);
 }
 
@@ -177,11 +178,26 @@ static int on_terminate(sd_event_source *source, const struct signalfd_siginfo *
 	return sd_event_exit(d->loop, 0);
 }
 
+int daemon_config_load(const struct daemon_options *options, struct config *ret_config,
+		       struct config_error *ret_error)
+{
+	bool none = options->config_optional && access(options->config_file, F_OK) < 0;
+	int r = config_load(none ? NULL : options->config_file, options->policy_dir, ret_config, ret_error);
+
+	if (r < 0)
+		return r;
+	if (options->verbose)
+		ret_config->log_level = LOG_LEVEL_DEBUG;
+	else if (options->oneshot_fd >= 0 && ret_config->log_level > LOG_LEVEL_WARNING)
+		ret_config->log_level = LOG_LEVEL_WARNING; /* it speaks on its caller's terminal */
+	return 0;
+}
+
 int daemon_reload(struct daemon *d, struct config_error *ret_error)
 {
 	struct config fresh;
 	char skipped[512];
-	int r = config_load(d->options.config_file, d->options.policy_dir, &fresh, ret_error);
+	int r = daemon_config_load(&d->options, &fresh, ret_error);
 
 	if (r < 0) {
 		log_error("reload: nothing was changed: %s", ret_error->text);

@@ -16,6 +16,8 @@ struct estimates;
 
 struct daemon_options {
 	const char *config_file; /* NULL: none */
+	bool config_optional;	 /* config_file need not exist */
+	bool verbose;		 /* log at level debug, whatever the configuration says */
 	const char *policy_dir;	 /* NULL: none */
 	bool dry_run;
 	int oneshot_fd; /* >= 0: look only, serve this one connection and end with it */
@@ -32,10 +34,13 @@ struct daemon {
 	struct estimates *estimates;
 
 	sd_event_source *tick_timer, *pass_ready;
-	struct host_snapshot snapshot; /* of the last tick; empty after a VM went until the next */
+	struct host_snapshot snapshot; /* of the last tick */
 	uint64_t started_ns, discovered_ns, ticks;
 };
 
+/* Loads the configuration that the options name; see config_load(). */
+int daemon_config_load(const struct daemon_options *options, struct config *ret_config,
+		       struct config_error *ret_error);
 /* A daemon that is ready to run. 0 or -errno, after logging what was wrong. */
 int daemon_new(const struct daemon_options *options, struct config *config, struct daemon **ret_daemon);
 /* Runs until SIGTERM or SIGINT, or until the oneshot connection ends. 0 or -errno. */
@@ -46,10 +51,11 @@ struct daemon *daemon_free(struct daemon *d);
 /* Loads the configuration anew. 0; -errno with the reason in ret_error, and nothing changed. */
 int daemon_reload(struct daemon *d, struct config_error *ret_error);
 
-/* The picture of host and VMs as far as no module is needed for it. It borrows from the VMs: not to be kept
- * over a return to the loop, except that on_vm_gone() takes care of d->snapshot. The caller ends it with
- * snapshot_free(). 0 or -errno. */
+/* The picture of host and VMs as far as no module is needed for it. Names and descriptors are borrowed from the
+ * VMs: not to be kept over a return to the loop without snapshot_drop_vm() when a VM goes. The caller ends it
+ * with snapshot_free(). 0 or -errno. */
 int snapshot_take(const struct daemon *d, struct host_snapshot *ret_snapshot);
+void snapshot_drop_vm(struct host_snapshot *s, const struct vm *vm);
 void snapshot_free(struct host_snapshot *s); /* leaves an empty one */
 
 /* Whether every VM that was found is known as well as it will be soon: QMP answered or was given up. */

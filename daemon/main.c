@@ -50,7 +50,7 @@ static const struct option long_options[] = {
 
 struct arguments {
 	struct daemon_options daemon;
-	bool check, verbose;
+	bool check;
 };
 
 static int help_config(const char *form)
@@ -100,7 +100,7 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 			a->check = true;
 			break;
 		case 'v':
-			a->verbose = true;
+			a->daemon.verbose = true;
 			break;
 		case OPT_HELP_CONFIG:
 			return help_config(optarg);
@@ -131,11 +131,11 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 /* The standard places are used when nothing was named, and need not exist; policy.d goes with its file. */
 static void default_places(struct daemon_options *o)
 {
-	bool named = o->config_file != NULL;
-
-	if (!named && access(CONFIG_FILE, F_OK) == 0)
-		o->config_file = CONFIG_FILE;
-	if (!o->policy_dir && !named)
+	if (o->config_file)
+		return;
+	o->config_file = CONFIG_FILE;
+	o->config_optional = true;
+	if (!o->policy_dir)
 		o->policy_dir = POLICY_DIR;
 }
 
@@ -150,15 +150,11 @@ int main(int argc, char **argv)
 	if (r >= 0)
 		return r;
 	default_places(&a.daemon);
-	r = config_load(a.daemon.config_file, a.daemon.policy_dir, &config, &error);
+	r = daemon_config_load(&a.daemon, &config, &error);
 	if (r < 0) {
 		log_error("%s", error.text);
 		return EXIT_FAILURE;
 	}
-	if (a.verbose)
-		config.log_level = LOG_LEVEL_DEBUG;
-	else if (a.daemon.oneshot_fd >= 0 && config.log_level > LOG_LEVEL_WARNING)
-		config.log_level = LOG_LEVEL_WARNING;
 	if (a.check) {
 		puts("configuration is good");
 		config_free(&config);

@@ -68,10 +68,15 @@ json_t *render_sharing(const struct pass_result *result)
 	size_t n = result->vm_count;
 
 	for (size_t i = 0; vms && rows && i < n; i++) {
-		json_t *row = json_array();
+		json_t *row;
 
+		if (result->vms[i].gone)
+			continue;
+		row = json_array();
 		for (size_t k = 0; row && k < n; k++)
-			json_array_append_new(row, json_real(mib((double)result->sharing_pages[i * n + k])));
+			if (!result->vms[k].gone)
+				json_array_append_new(row,
+						      json_real(mib((double)result->sharing_pages[i * n + k])));
 		json_array_append_new(vms, render_vm_identity(&result->vms[i]));
 		json_array_append_new(rows, row);
 	}
@@ -100,13 +105,13 @@ static json_t *render_vm(struct daemon *d, const struct vm *vm)
 {
 	const struct vm_snapshot *s = snapshot_of(d, vm);
 
-	return json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:s, s:b, s:b}", "name", vm->name,
+	return json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:s, s:b, s:b, s:b}", "name", vm->name,
 			 "uuid", vm->uuid, "pid", (int)vm->pid, "machine", vm->machine, "state",
 			 vm_state_name(vm->state), "why", vm->why, "domain", vm->settings.domain, "memory_mib",
 			 mib((double)(vm->ram_bytes / PAGE_BYTES)), "resident_mib",
 			 mib(s ? (double)(s->rss_anon_bytes / PAGE_BYTES) : 0), "ksm_merging_mib",
 			 mib(s ? (double)s->ksm_merging_pages : 0), "slots_from", source_name(vm->ept), "running",
-			 vm->running, "migrating", vm->migrating);
+			 vm->running, "migrating", vm->migrating, "mem_lock", vm->cmdline.mem_lock);
 }
 
 json_t *render_vms(struct daemon *d)
@@ -191,16 +196,17 @@ json_t *render_explain(struct daemon *d, const struct vm *vm)
 {
 	const struct vm_snapshot *s = snapshot_of(d, vm);
 	const struct ept_view *view = vm->ept;
-	const char *host = ksmd_host_refusal(d->ksmd, &d->snapshot), *own = s ? ksmd_vm_refusal(s) : NULL;
+	const char *host = ksmd_host_refusal(d->ksmd, &d->snapshot), *own[KSMD_REFUSALS_MAX];
+	size_t count = s ? ksmd_vm_refusals(s, own) : 0;
 	json_t *refusals = json_array();
 
 	if (!s)
-		own = "it was found just now; ask again after the next tick";
-	if (own)
-		json_array_append_new(refusals, json_string(own));
+		own[count++] = "it was found just now; ask again after the next tick";
+	for (size_t i = 0; i < count; i++)
+		json_array_append_new(refusals, json_string(own[i]));
 	if (host)
 		json_array_append_new(refusals, json_string(host));
 	return with(render_vm(d, vm),
-		    json_pack("{s:s, s:o, s:s}", "engine", own || host ? "none" : "kernel", "refusals", refusals,
+		    json_pack("{s:s, s:o, s:s}", "engine", count > 0 || host ? "none" : "kernel", "refusals", refusals,
 			      "slots_why", view ? view->why : ""));
 }

@@ -31,10 +31,18 @@ static int host_fill(const struct daemon *d, struct host_snapshot *s)
 	return 0;
 }
 
-static void vm_fill(const struct vm *vm, struct vm_snapshot *out)
+static int vm_fill(const struct vm *vm, struct vm_snapshot *out)
 {
 	const struct ept_view *view = vm->ept;
+	struct mem_region *regions = NULL;
 
+	/* A copy: the view may be replaced while the snapshot is in use. */
+	if (view && view->region_count > 0) {
+		regions = calloc(view->region_count, sizeof(*regions));
+		if (!regions)
+			return -ENOMEM;
+		memcpy(regions, view->regions, view->region_count * sizeof(*regions));
+	}
 	*out = (struct vm_snapshot){
 		.name = vm->name,
 		.uuid = vm->uuid,
@@ -43,10 +51,11 @@ static void vm_fill(const struct vm *vm, struct vm_snapshot *out)
 		.pid = vm->pid,
 		.pidfd = vm->pidfd,
 		.start_ticks = vm->start_ticks,
-		.regions = view ? view->regions : NULL,
-		.region_count = view ? view->region_count : 0,
+		.regions = regions,
+		.region_count = regions ? view->region_count : 0,
 		.merge_allowed = vm->settings.merge,
 	};
+	return 0;
 }
 
 static int vms_fill(const struct daemon *d, struct host_snapshot *s)
@@ -54,6 +63,8 @@ static int vms_fill(const struct daemon *d, struct host_snapshot *s)
 	size_t cap = 0;
 
 	for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next) {
+		int r;
+
 		if (s->vm_count == cap) {
 			struct vm_snapshot *bigger;
 
@@ -63,7 +74,10 @@ static int vms_fill(const struct daemon *d, struct host_snapshot *s)
 				return -ENOMEM;
 			s->vms = bigger;
 		}
-		vm_fill(vm, &s->vms[s->vm_count++]);
+		r = vm_fill(vm, &s->vms[s->vm_count]);
+		if (r < 0)
+			return r;
+		s->vm_count++;
 	}
 	return 0;
 }
@@ -83,8 +97,23 @@ int snapshot_take(const struct daemon *d, struct host_snapshot *ret_snapshot)
 	return 0;
 }
 
+void snapshot_drop_vm(struct host_snapshot *s, const struct vm *vm)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < s->vm_count; i++) {
+		if (s->vms[i].pid == vm->pid && s->vms[i].start_ticks == vm->start_ticks)
+			free((void *)s->vms[i].regions);
+		else
+			s->vms[kept++] = s->vms[i];
+	}
+	s->vm_count = kept;
+}
+
 void snapshot_free(struct host_snapshot *s)
 {
+	for (size_t i = 0; i < s->vm_count; i++)
+		free((void *)s->vms[i].regions);
 	free(s->vms);
 	*s = (struct host_snapshot){ 0 };
 }
