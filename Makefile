@@ -1,4 +1,5 @@
 # memvirtd. `make help` lists the targets.
+.DEFAULT_GOAL := all
 #
 # CC=clang works as well; V=1 shows commands; WERROR=0 keeps warnings from stopping the build.
 
@@ -13,7 +14,8 @@ SAN ?=
 PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa
 DEPS_BUILD := gcc clang libclang-rt-14-dev make pkg-config libsystemd-dev libjansson-dev liburcu-dev \
 	libxxhash-dev libinih-dev libnuma-dev libcunit1-dev
-DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat
+DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3
+DEPS := $(DEPS_BUILD) $(DEPS_TEST)
 
 WARN := -Wall -Wextra -Wconversion -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
 VERSION := 0.1
@@ -36,14 +38,116 @@ CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard cli/*.c)))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_BIN := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
 BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c)))
 
 PROGRAMS := $(BUILD)/memvirtd $(BUILD)/memvirtctl
+MAN := $(BUILD)/memvirtd.8 $(BUILD)/memvirtctl.1 $(BUILD)/memvirt.conf.5
 
 .PHONY: all
 all: $(PROGRAMS) benches
+
+.PHONY: help
+help:
+	@echo 'make             build everything into $(BUILD)/'
+	@echo 'make demo        set up this machine, then show the program on four real guests (root)'
+	@echo 'make check       set up this machine, then run all tests (real guests only as root)'
+	@echo 'make check-asan  the same with AddressSanitizer and UBSan, into $(BUILD)-asan/'
+	@echo 'make bench       set up, then compare merging with kernel KSM and ksmtuned (root)'
+	@echo 'make fuzz        run every fuzzer for FUZZ_SECONDS=$(FUZZ_SECONDS) seconds'
+	@echo 'make deps        install the Debian packages that building and testing need (root)'
+	@echo 'make install     into PREFIX=$(PREFIX), below DESTDIR'
+	@echo 'make clean       remove $(BUILD)/ and $(BUILD)-asan/'
+
+# ---- setting up ----
+
+.PHONY: deps
+deps:
+	@if [ "$$(id -u)" != 0 ]; then \
+		echo 'make deps must run as root; the command is:'; \
+		echo '  apt-get update && apt-get install --no-install-recommends $(DEPS)'; \
+		exit 1; \
+	fi
+	apt-get update
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEPS)
+
+# Installs only what is missing.
+.PHONY: setup
+setup:
+	@dpkg-query -W -f '$${Status}\n' $(DEPS) 2>&1 | grep -qv '^install ok installed$$' \
+		&& $(MAKE) --no-print-directory deps || true
+	@dpkg-query -W $(DEPS) >/dev/null
+
+.PHONY: demo check check-asan bench
+demo: setup
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)BUILD=$(abspath $(BUILD)) tests/e2e/demo.sh
+
+check: setup
+	$(Q)$(MAKE) --no-print-directory all unit-tests
+	$(Q)BUILD=$(abspath $(BUILD)) tests/run.sh
+
+check-asan: setup
+	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)-asan SAN=address,undefined all unit-tests
+	$(Q)mkdir -p $(BUILD) && ln -sfn $(abspath $(BUILD))/guest $(BUILD)-asan/guest
+	$(Q)BUILD=$(abspath $(BUILD)-asan) tests/run.sh
+
+bench: setup
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)bench/run.sh $(BUILD)
+
+# ---- fuzzing: everything again by clang, with its instrumentation ----
+
+FUZZ_SECONDS ?= 30
+
+.PHONY: fuzz
+fuzz: setup
+	$(Q)$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)/fuzz SAN=fuzzer-no-link,address,undefined \
+		$(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/bin/%)
+	$(Q)FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh $(BUILD)/fuzz
+
+$(BUILD)/bin/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmemvirt.a
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+
+# ---- installing ----
+
+.PHONY: install
+install: $(PROGRAMS) $(MAN)
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
+		$(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
+		$(DESTDIR)$(PREFIX)/share/doc/memvirtd $(DESTDIR)$(PREFIX)/lib/systemd/system \
+		$(DESTDIR)/etc/memvirt/policy.d
+	install -m 755 $(BUILD)/memvirtd $(DESTDIR)$(PREFIX)/sbin/
+	install -m 755 $(BUILD)/memvirtctl $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(BUILD)/memvirtctl.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -m 644 $(BUILD)/memvirt.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/
+	install -m 644 $(BUILD)/memvirtd.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+	install -m 644 README.md LICENSE docs/*.md conf/policy.d/*.example $(DESTDIR)$(PREFIX)/share/doc/memvirtd/
+	test -e $(DESTDIR)/etc/memvirt/memvirt.conf || \
+		install -m 644 conf/memvirt.conf $(DESTDIR)/etc/memvirt/memvirt.conf
+	sed 's|@PREFIX@|$(PREFIX)|g' conf/memvirtd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/memvirtd.service
+
+$(BUILD)/memvirt.conf.5: docs/memvirt.conf.5.in $(BUILD)/memvirtd
+	$(Q)$(BUILD)/memvirtd --help-config=man > $@.keys
+	$(Q)sed -e '/^@KEYS@$$/{r $@.keys' -e 'd}' $< > $@
+	$(Q)rm -f $@.keys
+
+$(BUILD)/memvirtd.8 $(BUILD)/memvirtctl.1: $(BUILD)/%: docs/%
+	$(Q)mkdir -p $(@D) && cp $< $@
+
+.PHONY: man
+man: $(MAN)
+
+.PHONY: clean
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan
+
+# ---- building ----
+
+.PHONY: unit-tests
+unit-tests: $(UNIT_BIN)
 
 .PHONY: benches
 benches: $(BENCH_BIN)

@@ -1,0 +1,74 @@
+#!/bin/bash
+# The demo: four real guests, what merging would save, the merge, and guests that never notice.
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+say()
+{
+	printf '\n== %s\n' "$*"
+}
+
+[ "$(id -u)" = 0 ] || { echo "make demo must run as root: it reads guest memory and drives KSM" >&2; exit 1; }
+needs_ksm
+needs_qemu
+
+say "starting four guests of 768 MiB: idle, a Python program, a tmpfs half full of zeroes, file reading"
+seed=0
+for w in idle python tmpfs files; do
+	seed=$((seed + 1))
+	start_guest "$w" --name "demo $w" --workload "$w" --seed $seed &
+	guests+=("$w") # the subshell's own addition is lost
+done
+wait
+for w in "${guests[@]}"; do
+	wait_round "$w" 2
+done
+
+say "starting memvirtd; all VMs may share with each other (domain = demo)"
+write_conf <<END
+[scan]
+cpu_percent = 100%
+[merge]
+target = 10s
+cpu_percent = 100%
+min_gain = 16MiB
+[vm demo *]
+domain = demo
+END
+before=$(charged_kib)
+start_daemon
+ctl vms
+
+say "what merging would save (nothing is merged for this)"
+ctl estimate
+echo
+ctl sharing
+
+say "merging through the kernel's scanner, only as long as there is something to gain"
+gain_is_in()
+{
+	ctl --json merge status >"$work/merge.json"
+	get 'j["passes"] > 0 and j["saved_mib"] > 0 and j["state"] == "rest"' <"$work/merge.json" | grep -q True
+}
+wait_for 120 "the merge" gain_is_in
+after=$(charged_kib)
+ctl merge status
+grep ' ksm ' "$work/daemon.log" || :
+
+say "the scanner rests; the guests go on and check their memory"
+intact=0
+for w in "${guests[@]}"; do
+	if last=$(wait_round "$w" 3); then
+		echo "$w: $last"
+		intact=$((intact + 1))
+	fi
+done
+stop_daemon TERM || die "memvirtd did not end well"
+ksm_knobs | cmp -s - "$work/ksm-before" || die "the KSM settings were not put back"
+
+# By the kernel's own account of the guests' memory, before and after.
+awk -v before="$before" -v after="$after" -v intact="$intact" -v guests="${#guests[@]}" 'BEGIN {
+	printf "\ndemo: saved %d MiB of %d MiB resident (%d %%), guests intact %d/%d\n",
+		(before - after) / 1024, before / 1024, (before - after) * 100 / before, intact, guests
+	exit intact != guests || after >= before
+}'

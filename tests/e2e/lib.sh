@@ -1,0 +1,163 @@
+# tests/e2e/lib.sh - sourced by the demo and the end-to-end tests: guests, a daemon, and cleaning up.
+#
+# Sets $top, $build, $work (a temporary folder) and $sock. Whatever was started is ended when the script
+# ends, also by Ctrl-C, and the KSM settings are put back if a daemon could not do it itself.
+# shellcheck shell=bash
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+build=${BUILD:-$top/build}
+guest=$top/tests/guest
+ksm=/sys/kernel/mm/ksm
+work=$(mktemp -d "${TMPDIR:-/tmp}/memvirt.XXXXXX")
+sock=$work/control
+conf=$work/memvirt.conf
+guests=()
+daemon_pid=
+
+skip()
+{
+	echo "skip: ${0##*/}: $*"
+	exit 77
+}
+
+die()
+{
+	echo "${0##*/}: $*" >&2
+	[ ! -s "$work/daemon.log" ] || { echo "--- daemon.log" >&2; tail -n 20 "$work/daemon.log" >&2; }
+	exit 1
+}
+
+ksm_knobs()
+{
+	local f
+	for f in run pages_to_scan sleep_millisecs advisor_mode smart_scan; do
+		[ ! -e "$ksm/$f" ] || printf '%s %s\n' "$f" "$(sed 's/.*\[\(.*\)\].*/\1/' "$ksm/$f")"
+	done
+}
+
+# run=2 unmerges everything on the host, so it is never written back.
+ksm_put_back()
+{
+	local f value
+	while read -r f value; do
+		[ "$f $value" != "run 2" ] || value=0
+		[ "$(ksm_knobs | sed -n "s/^$f //p")" = "$value" ] || echo "$value" >"$ksm/$f"
+	done <"$work/ksm-before"
+}
+
+clean_up()
+{
+	local status=$? g
+	trap '' INT TERM
+	set +e
+	stop_daemon TERM
+	for g in "${guests[@]}"; do
+		"$guest/stop-guest.sh" "$work/$g" >/dev/null 2>&1 &
+	done
+	wait
+	[ ! -s "$work/ksm-before" ] || ksm_put_back
+	[ "${KEEP:-0}" = 1 ] || rm -rf "$work"
+	exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+needs_root()
+{
+	[ "$(id -u)" = 0 ] || skip "needs root"
+}
+
+needs_ksm()
+{
+	[ -w "$ksm/run" ] || skip "this kernel has no KSM"
+	# One user of KSM at a time: tests and benches take turns.
+	exec 9>/tmp/memvirt-ksm.lock
+	flock 9
+	ksm_knobs >"$work/ksm-before"
+}
+
+needs_qemu()
+{
+	command -v qemu-system-x86_64 >/dev/null || skip "qemu-system-x86_64 is not installed"
+	"$guest/build-image.sh" "$build/guest" 9>&-
+	export MEMVIRT_GUEST_IMAGE=$build/guest
+}
+
+# start_guest DIR [run-guest.sh OPTION...]
+start_guest()
+{
+	local dir=$1
+	shift
+	guests+=("$dir")
+	# The lock must not outlive this script in a guest.
+	"$guest/run-guest.sh" --dir "$work/$dir" "$@" 9>&-
+}
+
+wait_round()
+{
+	"$guest/wait-round.sh" "$work/$1" "$2" "${3:-180}"
+}
+
+# Configuration from standard input, behind what every test needs.
+write_conf()
+{
+	{
+		printf '[daemon]\ncontrol_socket = %s\nstate_dir = %s/state\n' "$sock" "$work"
+		cat
+	} >"$conf"
+}
+
+start_daemon()
+{
+	"$build/memvirtd" --config "$conf" "$@" 9>&- 2>>"$work/daemon.log" &
+	daemon_pid=$!
+	until "$build/memvirtctl" -s "$sock" status >/dev/null 2>&1; do
+		kill -0 "$daemon_pid" 2>/dev/null || { daemon_pid=; die "memvirtd did not start"; }
+		sleep 0.1
+	done
+}
+
+# stop_daemon SIGNAL: true when it ended well
+stop_daemon()
+{
+	local pid=$daemon_pid
+	[ -n "$pid" ] || return 0
+	daemon_pid=
+	kill -"$1" "$pid" 2>/dev/null || return 0
+	wait "$pid"
+}
+
+ctl()
+{
+	"$build/memvirtctl" -s "$sock" "$@"
+}
+
+# get PYTHON-EXPRESSION: of "j", the JSON on standard input
+get()
+{
+	python3 -c 'import json, sys; j = json.load(sys.stdin); print(eval(sys.argv[1]))' "$1"
+}
+
+# wait_for SECONDS WHAT COMMAND...: until the command is true
+wait_for()
+{
+	local deadline=$(($(date +%s) + $1)) what=$2
+	shift 2
+	until "$@"; do
+		[ "$(date +%s)" -lt "$deadline" ] || die "waited too long for $what"
+		sleep 0.2
+	done
+}
+
+# The guests' anonymous memory in KiB as the kernel charges it: a page shared by n mappings counts 1/n each.
+charged_kib()
+{
+	local g sum=0 kib
+	for g in "${guests[@]}"; do
+		kib=$(awk '/^Pss_Anon:/ { print $2 }' "/proc/$(cat "$work/$g/qemu.pid")/smaps_rollup")
+		sum=$((sum + kib))
+	done
+	echo "$sum"
+}
