@@ -20,9 +20,7 @@ for w in idle python tmpfs files; do
 	guests+=("$w") # the subshell's own addition is lost
 done
 wait
-for w in "${guests[@]}"; do
-	wait_round "$w" 2
-done
+wait_rounds 2 "${guests[@]}"
 
 say "starting memvirtd; all VMs may share with each other (domain = demo)"
 write_conf <<END
@@ -56,12 +54,10 @@ ctl merge status
 grep ' ksm ' "$work/daemon.log" || :
 
 say "the scanner rests; the guests go on and check their memory"
+wait_rounds 3 "${guests[@]}" || :
 intact=0
 for w in "${guests[@]}"; do
-	if last=$(wait_round "$w" 3); then
-		echo "$w: $last"
-		intact=$((intact + 1))
-	fi
+	[ ! -s "$work/$w/last" ] || intact=$((intact + 1))
 done
 stop_daemon TERM || die "memvirtd did not end well"
 ksm_knobs | cmp -s - "$work/ksm-before" || die "the KSM settings were not put back"

@@ -100,6 +100,24 @@ wait_round()
 	"$guest/wait-round.sh" "$work/$1" "$2" "${3:-180}"
 }
 
+# wait_rounds N GUEST...: side by side; prints each guest's last round, fails when one of them did
+wait_rounds()
+{
+	local n=$1 g status=0 pids=()
+	shift
+	for g in "$@"; do
+		wait_round "$g" "$n" >"$work/$g/last" &
+		pids+=($!)
+	done
+	for g in "${pids[@]}"; do
+		wait "$g" || status=1
+	done
+	for g in "$@"; do
+		[ ! -s "$work/$g/last" ] || echo "$g: $(cat "$work/$g/last")"
+	done
+	return $status
+}
+
 # Configuration from standard input, behind what every test needs.
 write_conf()
 {
