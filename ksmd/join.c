@@ -165,6 +165,8 @@ static int join_all(struct join *j, size_t total)
 	size_t buckets = (size_t)1 << j->bits;
 	size_t limit = total / SWEEP_SHARE > SWEEP_RECORDS_MIN ? total / SWEEP_SHARE : SWEEP_RECORDS_MIN;
 
+	if (total == 0)
+		return 0;
 	for (size_t first = 0, last; first < buckets; first = last) {
 		size_t records = j->fill[first];
 		int r;
