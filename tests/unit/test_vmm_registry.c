@@ -101,18 +101,27 @@ static void test_find_ambiguous_refused(void)
 	CU_ASSERT_EQUAL(vmm_registry_find(registry, "a", &vm), 0);
 }
 
-static void test_process_ended_gone(void)
+/* A shell that reads a pipe nobody writes to, under QEMU's name. *ret_pipe is the caller's to close. */
+static pid_t spawn_shell(int ret_pipe[2])
 {
 	char *argv[] = { "qemu-system-x86_64", "-c", "read line", "-name", "real", NULL };
-	int pipe_fds[2], stdin_copy = dup(STDIN_FILENO);
-	struct vm *vm = NULL;
+	int stdin_copy = dup(STDIN_FILENO);
 	pid_t pid;
 
-	/* A shell that reads a pipe nobody writes to, under QEMU's name. */
-	fake_must(stdin_copy >= 0 && pipe2(pipe_fds, O_CLOEXEC) == 0 && dup2(pipe_fds[0], STDIN_FILENO) == 0, "pipe");
+	fake_must(stdin_copy >= 0 && pipe2(ret_pipe, O_CLOEXEC) == 0 && dup2(ret_pipe[0], STDIN_FILENO) == 0, "pipe");
 	pid = spawn_program("/bin/sh", argv, NULL);
 	dup2(stdin_copy, STDIN_FILENO);
+	close(stdin_copy);
 	put_real(pid);
+	return pid;
+}
+
+static void test_process_ended_gone(void)
+{
+	struct vm *vm = NULL;
+	int pipe_fds[2];
+	pid_t pid = spawn_shell(pipe_fds);
+
 	CU_ASSERT_EQUAL(vmm_registry_discover(registry), 1);
 	CU_ASSERT_EQUAL_FATAL(vmm_registry_find(registry, "real", &vm), 0);
 	CU_ASSERT_EQUAL(vm->pid, pid);
@@ -126,7 +135,26 @@ static void test_process_ended_gone(void)
 	CU_ASSERT_EQUAL(vmm_registry_discover(registry), 0);
 	close(pipe_fds[0]);
 	close(pipe_fds[1]);
-	close(stdin_copy);
+}
+
+static void test_young_process_left_alone(void)
+{
+	uint64_t started_ns;
+	int pipe_fds[2];
+	struct vm *vm;
+
+	configure("[vm *]\nqmp = %s\n", fake.path);
+	spawn_shell(pipe_fds);
+	CU_ASSERT_EQUAL_FATAL(vmm_registry_discover(registry), 1);
+	vm = vmm_registry_first(registry);
+	started_ns = vm->start_ticks * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
+	CU_ASSERT_TRUE(vmm_registry_settling(registry));
+	vmm_registry_reconfigure(registry); /* no way around it */
+	CU_ASSERT_TRUE(fake_run_until(loop, &fake.clients, 1));
+	CU_ASSERT_TRUE(clock_ns(CLOCK_BOOTTIME) - started_ns >= 2 * NSEC_PER_SEC);
+	CU_ASSERT_TRUE(wait_state(vm, VM_READY));
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
 }
 
 static void test_list_any_order_of_ends_consistent(void)
@@ -177,12 +205,13 @@ static void test_no_monitor_says_why(void)
 }
 
 /* The real one gets its monitor as a descriptor, and only the made-up /proc tells the socket's path: a daemon
- * that runs on this host would find the process, too, and take the only place at the monitor. */
+ * that runs on this host would find the process, too, and take the only place at the monitor. And wait=on,
+ * because the made-up start time is long ago and a QEMU that starts must be waiting for its client. */
 static void test_real_qemu_ready_and_gone(void)
 {
 	static const char qemu[] = "/usr/bin/qemu-system-x86_64";
 	char *argv[] = { "qemu-system-x86_64", "-S", "-machine", "none", "-display", "none", "-nodefaults",
-			 "-chardev", "socket,id=c,fd=9,server=on,wait=off", "-mon", "chardev=c,mode=control", NULL };
+			 "-chardev", "socket,id=c,fd=9,server=on,wait=on", "-mon", "chardev=c,mode=control", NULL };
 	char path[128], cmdline[256];
 	struct vm *vm;
 	pid_t pid;
@@ -216,6 +245,7 @@ int main(void)
 		{ "late_exec", test_discover_late_exec_found },
 		{ "find", test_find_ambiguous_refused },
 		{ "gone", test_process_ended_gone },
+		{ "young", test_young_process_left_alone },
 		{ "list", test_list_any_order_of_ends_consistent },
 		{ "no_monitor", test_no_monitor_says_why },
 		{ "real_qemu", test_real_qemu_ready_and_gone },

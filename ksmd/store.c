@@ -1,0 +1,341 @@
+#include "ksmd/store.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "core/snapshot.h"
+#include "ksmd/store_internal.h"
+
+/* One process_vm_readv: the kernel takes at most 1024 (UIO_MAXIOV) of each; 256 keep the arrays small. */
+#define FILL_PIECES 256
+
+/* ---- states of frames ---- */
+
+static bool in_range(const struct store *s, uint32_t first, uint32_t n)
+{
+	return n > 0 && first < s->frames && n <= s->frames - first;
+}
+
+static struct store_block *block_of(const struct store *s, uint32_t frame)
+{
+	return &s->blocks[frame / STORE_BLOCK_FRAMES];
+}
+
+/* Before the frame's state changes from free. */
+static void frame_take(struct store *s, uint32_t frame, uint16_t state)
+{
+	struct store_block *b = block_of(s, frame);
+
+	s->refs[frame] = state;
+	s->used++;
+	b->used++;
+	if (b->fit > STORE_BLOCK_FRAMES - b->used)
+		b->fit = (uint16_t)(STORE_BLOCK_FRAMES - b->used);
+	if (frame / STORE_BLOCK_FRAMES >= s->blocks_high)
+		s->blocks_high = frame / STORE_BLOCK_FRAMES + 1;
+}
+
+static void frame_give(struct store *s, uint32_t frame)
+{
+	struct store_block *b = block_of(s, frame);
+
+	s->refs[frame] = REF_FREE;
+	s->used--;
+	b->used--;
+	b->fit = (uint16_t)(STORE_BLOCK_FRAMES - b->used);
+	s->huge -= b->huge;
+	b->whole = b->prepared = b->huge = false;
+	if (b->used == 0 && frame / STORE_BLOCK_FRAMES < s->block_free)
+		s->block_free = frame / STORE_BLOCK_FRAMES;
+}
+
+/* ---- allocation ---- */
+
+static bool block_is_free(const struct store *s, uint32_t block)
+{
+	return block >= s->blocks_high || s->blocks[block].used == 0;
+}
+
+/* count free blocks in a row, the lowest. */
+static int blocks_find(struct store *s, uint32_t count, uint32_t *ret_block)
+{
+	uint32_t run = 0, block;
+
+	while (s->block_free < s->blocks_high && !block_is_free(s, s->block_free))
+		s->block_free++;
+	if (count > s->block_count)
+		return -ENOSPC;
+	for (block = s->block_free; block < s->blocks_high && run < count; block++)
+		run = block_is_free(s, block) ? run + 1 : 0;
+	/* Above the highest used block all is free. */
+	if (run < count && s->block_count - block < count - run)
+		return -ENOSPC;
+	*ret_block = block - run;
+	return 0;
+}
+
+/* The first stretch of n free frames in a block in use; learns its longest when there is none. */
+static bool gap_find(struct store *s, uint32_t block, uint32_t n, uint32_t *ret_first)
+{
+	uint32_t first = block * STORE_BLOCK_FRAMES, run = 0, longest = 0;
+	struct store_block *b = &s->blocks[block];
+
+	if (b->used == 0 || b->used == STORE_BLOCK_FRAMES || b->fit < n)
+		return false;
+	for (uint32_t i = 0; i < STORE_BLOCK_FRAMES; i++) {
+		run = s->refs[first + i] == REF_FREE ? run + 1 : 0;
+		if (run > longest)
+			longest = run;
+		if (run == n) {
+			*ret_first = first + i + 1 - n;
+			return true;
+		}
+	}
+	b->fit = (uint16_t)longest;
+	return false;
+}
+
+static bool gap_find_any(struct store *s, uint32_t n, uint32_t *ret_first)
+{
+	for (uint32_t i = 0; i < s->blocks_high; i++) {
+		if (s->block_next >= s->blocks_high)
+			s->block_next = 0;
+		if (gap_find(s, s->block_next, n, ret_first))
+			return true;
+		s->block_next++;
+	}
+	return false;
+}
+
+int store_alloc(struct store *s, uint32_t n, uint32_t align, uint32_t *ret_first)
+{
+	uint32_t block, first;
+	int r;
+
+	if (n == 0 || s->adopting || (align != 1 && (align != STORE_BLOCK_FRAMES || n % align)))
+		return -EINVAL;
+	if (n > s->frames)
+		return -ENOSPC;
+	if (n >= STORE_BLOCK_FRAMES || !gap_find_any(s, n, &first)) {
+		r = blocks_find(s, (n + STORE_BLOCK_FRAMES - 1) / STORE_BLOCK_FRAMES, &block);
+		if (r < 0)
+			return r;
+		first = block * STORE_BLOCK_FRAMES;
+		for (uint32_t left = n; left > 0; block++) {
+			uint32_t part = left < STORE_BLOCK_FRAMES ? left : STORE_BLOCK_FRAMES;
+
+			s->blocks[block].fit = STORE_BLOCK_FRAMES;
+			s->blocks[block].whole = part == STORE_BLOCK_FRAMES;
+			left -= part;
+		}
+	}
+	for (uint32_t i = 0; i < n; i++)
+		frame_take(s, first + i, REF_FILLING);
+	s->filling += n;
+	*ret_first = first;
+	return 0;
+}
+
+int store_release(struct store *s, uint32_t first, uint32_t n)
+{
+	uint32_t punch = 0;
+
+	if (!in_range(s, first, n))
+		return -EINVAL;
+	for (uint32_t i = 0; i < n; i++) {
+		bool filling = s->refs[first + i] == REF_FILLING;
+
+		if (filling) {
+			frame_give(s, first + i);
+			s->filling--;
+			punch++;
+		}
+		if (punch > 0 && (!filling || i + 1 == n)) {
+			store_punch(s, first + i + filling - punch, punch);
+			punch = 0;
+		}
+	}
+	return 0;
+}
+
+/* ---- contents ---- */
+
+/* Whether all these frames are in states [low, high]. */
+static bool range_is(const struct store *s, uint32_t first, uint32_t n, uint32_t low, uint32_t high)
+{
+	if (!in_range(s, first, n))
+		return false;
+	for (uint32_t i = 0; i < n; i++)
+		if (s->refs[first + i] < low || s->refs[first + i] > high)
+			return false;
+	return true;
+}
+
+/* Where a piece is written: whole blocks in the huge mapping, the rest in the other. A piece never gets here
+ * unless all its frames are being filled. */
+static char *fill_target(struct store *s, const struct store_piece *piece)
+{
+	bool huge = true;
+
+	for (uint32_t f = piece->frame; f < piece->frame + piece->pages; f = (f | (STORE_BLOCK_FRAMES - 1)) + 1) {
+		struct store_block *b = block_of(s, f);
+
+		if (b->whole && !b->prepared) {
+			b->huge = store_block_make_huge(s, f / STORE_BLOCK_FRAMES);
+			s->huge += b->huge;
+			b->prepared = true;
+		}
+		huge = huge && b->whole;
+	}
+	return (huge ? s->map_huge : s->map) + (size_t)piece->frame * PAGE_BYTES;
+}
+
+static int fill_batch(struct store *s, pid_t pid, const struct store_piece *pieces, size_t count, size_t *ret_done)
+{
+	struct iovec local[FILL_PIECES], remote[FILL_PIECES];
+	unsigned long locals = 0;
+	size_t done = 0;
+	ssize_t got;
+	int error;
+
+	*ret_done = 0;
+	for (size_t i = 0; i < count; i++) {
+		size_t bytes = (size_t)pieces[i].pages * PAGE_BYTES;
+		char *to = fill_target(s, &pieces[i]);
+
+		remote[i] = (struct iovec){ (void *)(uintptr_t)pieces[i].hva, bytes };
+		if (locals > 0 && (char *)local[locals - 1].iov_base + local[locals - 1].iov_len == to)
+			local[locals - 1].iov_len += bytes;
+		else
+			local[locals++] = (struct iovec){ to, bytes };
+	}
+	got = process_vm_readv(pid, local, locals, remote, count, 0);
+	error = got < 0 ? -errno : 0;
+	for (size_t left = got < 0 ? 0 : (size_t)got; done < count && left >= remote[done].iov_len; done++)
+		left -= remote[done].iov_len;
+	*ret_done = done;
+	return error < 0 ? error : done == count ? 0 : -EFAULT;
+}
+
+int store_fill(struct store *s, pid_t pid, int pidfd, const struct store_piece *pieces, size_t count,
+	       size_t *ret_done)
+{
+	size_t done = 0, part;
+	int r = 0;
+
+	*ret_done = 0;
+	for (size_t i = 0; i < count; i++)
+		if (!range_is(s, pieces[i].frame, pieces[i].pages, REF_FILLING, REF_FILLING))
+			return -EBUSY;
+	while (r == 0 && done < count) {
+		part = count - done < FILL_PIECES ? count - done : FILL_PIECES;
+		r = fill_batch(s, pid, pieces + done, part, &part);
+		done += part;
+	}
+	if (syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) < 0 && errno != EPERM)
+		return -ESRCH; /* the bytes may be another process's: *ret_done stays 0 */
+	*ret_done = done;
+	return r;
+}
+
+const void *store_frame(const struct store *s, uint32_t frame)
+{
+	return frame < s->frames ? s->map + (size_t)frame * PAGE_BYTES : NULL;
+}
+
+/* ---- references ---- */
+
+int store_publish(struct store *s, uint32_t first, uint32_t n)
+{
+	if (!range_is(s, first, n, REF_FILLING, REF_FILLING))
+		return -EINVAL;
+	for (uint32_t i = 0; i < n; i++)
+		s->refs[first + i] = 1;
+	s->filling -= n;
+	return 0;
+}
+
+bool store_is_published(const struct store *s, uint32_t first, uint32_t n)
+{
+	return range_is(s, first, n, 1, STORE_REFERENCES_MAX);
+}
+
+int store_reference(struct store *s, uint32_t first, uint32_t n)
+{
+	if (!range_is(s, first, n, s->adopting ? REF_FREE : 1, STORE_REFERENCES_MAX))
+		return -EINVAL;
+	if (!range_is(s, first, n, REF_FREE, STORE_REFERENCES_MAX - 1))
+		return -EMLINK;
+	for (uint32_t i = 0; i < n; i++) {
+		if (s->refs[first + i] == REF_FREE) { /* adopting */
+			if (block_of(s, first + i)->used == 0)
+				block_of(s, first + i)->fit = STORE_BLOCK_FRAMES;
+			frame_take(s, first + i, 1);
+		} else {
+			s->refs[first + i]++;
+		}
+	}
+	return 0;
+}
+
+int store_unreference(struct store *s, uint32_t first, uint32_t n)
+{
+	uint32_t punch = 0;
+
+	if (!store_is_published(s, first, n))
+		return -EINVAL;
+	for (uint32_t i = 0; i < n; i++) {
+		bool last = --s->refs[first + i] == 0;
+
+		if (last) {
+			frame_give(s, first + i);
+			punch++;
+		}
+		if (punch > 0 && !s->adopting && (!last || i + 1 == n))
+			store_punch(s, first + i + last - punch, punch);
+		if (!last)
+			punch = 0;
+	}
+	return 0;
+}
+
+void store_adopt_end(struct store *s)
+{
+	uint32_t used_frames = s->blocks_high * STORE_BLOCK_FRAMES;
+
+	for (uint32_t f = 0, first = 0; s->adopting && f <= used_frames; f++) {
+		if (f < used_frames && s->refs[f] == REF_FREE)
+			continue;
+		if (f < used_frames && f > first)
+			store_punch(s, first, f - first);
+		else if (f == used_frames && first < s->frames)
+			store_punch(s, first, s->frames - first);
+		first = f + 1;
+	}
+	s->adopting = false;
+}
+
+/* ---- figures ---- */
+
+void store_count(const struct store *s, struct store_counts *ret_counts)
+{
+	uint64_t blocks = s->blocks_high;
+	struct stat st;
+
+	*ret_counts = (struct store_counts){
+		.frames_used = s->used,
+		.frames_filling = s->filling,
+		.huge_blocks = s->huge,
+		.bytes = fstat(s->fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0,
+		.metadata_bytes = sizeof(*s) + blocks * (sizeof(*s->blocks) + STORE_BLOCK_FRAMES * sizeof(*s->refs)),
+	};
+}
+
+uint32_t store_frames(const struct store *s)
+{
+	return s->frames;
+}

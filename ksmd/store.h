@@ -1,0 +1,98 @@
+/* ksmd/store.h - the frames that merged pages of one domain (on one NUMA node) share.
+ *
+ * A store is a memfd, large and sparse, owned and written by the daemon alone. Agents map it read-only and
+ * privately over merged pages. A frame's life:
+ *
+ *	free -> store_alloc() -> store_fill() -> store_publish() -> mapped by clients -> last reference gone -> free
+ *
+ * From store_publish() on a frame is immutable: nothing here writes it (store_fill() refuses). One reference
+ * stands for one run of a client that maps the frame, or that may come to map it because a command is on its
+ * way: take it before the command is sent, drop it when the client said that the mapping is gone or was never
+ * made, or has ended. That all pages of a run were copied on write is no reason to drop it: the mapping is still
+ * there. When the last reference goes the frame is punched out of the file, and may be used for other contents.
+ *
+ * Not thread-safe: one thread at a time. */
+#ifndef KSMD_STORE_H
+#define KSMD_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/fsio.h"
+
+#define STORE_BLOCK_FRAMES 512u /* 2 MiB: what one huge mapping covers */
+#define STORE_FRAMES_MAX (UINT32_C(1) << 31)
+/* Clients' runs that may share one frame. More would not fit its 16 bits, and a page with a hundred thousand
+ * mappings is slow to reclaim or migrate (KSM's own limit, max_page_sharing, is 256 by default). */
+#define STORE_REFERENCES_MAX 65000u
+
+struct store;
+
+struct store_options {
+	const char *name; /* shown in /proc/PID/maps of the clients; copied, at most 64 bytes are used */
+	uint32_t frames;  /* room, a multiple of STORE_BLOCK_FRAMES; costs nothing until used. store_adopt(): ignored */
+	int node;	  /* memory is taken here if it can be; -1: anywhere */
+};
+
+/* ---- the whole ---- */
+
+/* Says once at info level why frames will not be huge, if so. 0 or -errno. */
+int store_new(const struct fsio *fs, const struct store_options *options, struct store **ret_store);
+/* The store of an earlier daemon from the descriptor that a client hands back. It is taken only if it can be
+ * nothing else: a memfd of our own user, not writable by others, with exactly the seals of a store; else -EPERM.
+ * fd is borrowed. All frames are free at first; store_reference() says what the clients map; then
+ * store_adopt_end() punches out what nobody does. Nothing can be allocated in between. */
+int store_adopt(const struct fsio *fs, int fd, const struct store_options *options, struct store **ret_store);
+void store_adopt_end(struct store *s);
+/* The memory lives as long as a client maps it. NULL ok; gives NULL. */
+struct store *store_free(struct store *s);
+
+/* A descriptor for an agent, read-only: the caller sends and closes it. -errno. */
+int store_client_fd(const struct store *s);
+/* Whether fd is a descriptor of this store. */
+bool store_is(const struct store *s, int fd);
+uint32_t store_frames(const struct store *s); /* room, used or not */
+
+/* ---- frames; all ranges [first, first + n) ---- */
+
+/* n consecutive frames; align 1, or STORE_BLOCK_FRAMES with n a multiple of it. Whole blocks inside an extent get
+ * huge memory when they are filled. Extents below a block fill the gaps of blocks in use first, so that whole
+ * blocks stay whole. 0, -EINVAL, -ENOSPC. */
+int store_alloc(struct store *s, uint32_t n, uint32_t align, uint32_t *ret_first);
+
+struct store_piece {
+	uint32_t frame, pages;
+	uint64_t hva; /* where the content is now */
+};
+/* Copies pages of a process into frames that are allocated and not published. pidfd (borrowed) proves that pid was
+ * still the same process. *ret_done: pieces that are whole; on an error the one behind them failed.
+ * 0, -EBUSY (a frame is not ours to write), -ESRCH, -EFAULT, -errno. */
+int store_fill(struct store *s, pid_t pid, int pidfd, const struct store_piece *pieces, size_t count,
+	       size_t *ret_done);
+/* Filled or not, they are immutable now and have one reference, the caller's. 0 or -EINVAL (all or nothing). */
+int store_publish(struct store *s, uint32_t first, uint32_t n);
+/* Gives allocated frames back that were not published; others in the range stay. -EINVAL when out of range. */
+int store_release(struct store *s, uint32_t first, uint32_t n);
+
+/* All or nothing: -EINVAL (a frame is not published), -EMLINK (STORE_REFERENCES_MAX). */
+int store_reference(struct store *s, uint32_t first, uint32_t n);
+int store_unreference(struct store *s, uint32_t first, uint32_t n);
+bool store_is_published(const struct store *s, uint32_t first, uint32_t n);
+
+/* Read-only. Reading a frame that is free would fill the hole: look at allocated ones only. */
+const void *store_frame(const struct store *s, uint32_t frame);
+
+/* ---- figures ---- */
+
+struct store_counts {
+	uint64_t frames_used;	 /* allocated or published */
+	uint64_t frames_filling; /* of these: not published */
+	uint64_t huge_blocks;	 /* wholly used and made of one huge page by this process */
+	uint64_t bytes;		 /* memory of the file (its st_blocks) */
+	uint64_t metadata_bytes; /* of the daemon */
+};
+void store_count(const struct store *s, struct store_counts *ret_counts);
+
+#endif
