@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/cleanup.h"
 #include "core/clock.h"
@@ -16,6 +17,11 @@
 #define RETRY_MAX_S 60
 /* A link that was ready for this long ended by accident, not because the peer is broken. */
 #define STEADY_US (60 * UINT64_C(1000000))
+/* A QEMU younger than this is left alone. Its main thread and its monitor thread both wait for the first
+ * client while it starts; a client that comes just then can be accepted by the one while the other goes on
+ * to block in accept(2), and the guest stands still until a second client comes. Seen with QEMU 7.2 in 2 of
+ * 1,500 starts on a loaded host, with a client that was there before QEMU was. */
+#define YOUNG_NS (2 * NSEC_PER_SEC)
 /* x86-64 has at most 52 bits of physical address: more memory than this is a lie. */
 #define RAM_BYTES_MAX (UINT64_C(1) << 52)
 
@@ -64,6 +70,8 @@ void link_close(struct vm_entry *e)
 	e->ready_us = 0;
 }
 
+static void link_open(struct vm_entry *e);
+
 static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	struct vm_entry *e = userdata;
@@ -73,6 +81,16 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 	e->retry = sd_event_source_disable_unref(e->retry);
 	link_open(e);
 	return 0;
+}
+
+/* Connects after so long. Without memory for a timer link_poll() does it. */
+static void link_wait(struct vm_entry *e, uint64_t us)
+{
+	int r = sd_event_add_time_relative(e->registry->loop, &e->retry, CLOCK_MONOTONIC, us, 0, on_retry, e);
+
+	if (r < 0)
+		log_warning("vm name=%s pid=%d: no timer for the next try, ignoring: %s", e->vm.name, e->vm.pid,
+			    strerror(-r));
 }
 
 /* How long to wait after a failure of this kind. */
@@ -93,16 +111,11 @@ static uint64_t retry_delay_s(const struct vm_entry *e, enum vm_state state)
 static void link_fail(struct vm_entry *e, enum vm_state state, const char *why)
 {
 	char kept[sizeof(e->vm.why)]; /* why may be the connection's, which ends here */
-	int r;
 
 	text_copy(kept, sizeof(kept), why, strlen(why));
 	e->delay_s = retry_delay_s(e, state);
 	link_close(e);
-	r = sd_event_add_time_relative(e->registry->loop, &e->retry, CLOCK_MONOTONIC, e->delay_s * 1000000, 0,
-				       on_retry, e);
-	if (r < 0)
-		log_warning("vm name=%s pid=%d: no timer for the next try, ignoring: %s", e->vm.name, e->vm.pid,
-			    strerror(-r));
+	link_wait(e, e->delay_s * 1000000);
 	entry_set_state(e, state, kept);
 }
 
@@ -330,7 +343,7 @@ static pid_t link_foreign_pid(const struct vm_entry *e)
 	return e->vm.settings.qmp[0] || pid == e->vm.pid ? 0 : pid;
 }
 
-void link_open(struct vm_entry *e)
+static void link_open(struct vm_entry *e)
 {
 	static const struct qmp_ops ops = { .ready = link_ready, .event = on_event, .ended = link_ended };
 	struct vmm_registry *r = e->registry;
@@ -348,6 +361,20 @@ void link_open(struct vm_entry *e)
 		snprintf(why, sizeof(why), "the socket belongs to pid %d", pid);
 		link_fail(e, VM_UNREACHABLE, why);
 	}
+}
+
+void link_start(struct vm_entry *e)
+{
+	uint64_t ticks_per_s = (uint64_t)sysconf(_SC_CLK_TCK);
+	uint64_t started_ns = e->vm.start_ticks * (NSEC_PER_SEC / ticks_per_s); /* start_ticks are since boot */
+	uint64_t now_ns = clock_ns(CLOCK_BOOTTIME);
+	/* A start in the future, by a clock of another namespace, counts as just now. */
+	uint64_t age_ns = now_ns > started_ns ? now_ns - started_ns : 0;
+
+	if (age_ns < YOUNG_NS)
+		link_wait(e, (YOUNG_NS - age_ns) / 1000 + 1);
+	else
+		link_open(e);
 }
 
 void link_reopen(struct vm_entry *e)
@@ -368,5 +395,5 @@ void link_reopen(struct vm_entry *e)
 	}
 	if (strcmp(old, e->vm.qmp_path) != 0)
 		entry_set_state(e, VM_FOUND, "QMP path changed");
-	link_open(e);
+	link_start(e);
 }

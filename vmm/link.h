@@ -6,8 +6,8 @@
 
 /* Finds the VM's QMP socket. 0 and vm.qmp_path is set; or -ENOENT, it is empty, and why there is none. */
 int link_path(struct vm_entry *e, const char **ret_why);
-/* Connects to vm.qmp_path; everything further comes from the loop. */
-void link_open(struct vm_entry *e);
+/* Connects to vm.qmp_path, as soon as the VMM is old enough; everything further comes from the loop. */
+void link_start(struct vm_entry *e);
 /* Drops the connection and any wait for the next; vm.state is left alone. */
 void link_close(struct vm_entry *e);
 /* Applies a changed vm.settings.qmp, and ends a wait for the next connection. */

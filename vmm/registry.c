@@ -174,7 +174,7 @@ static int on_found(const struct vmm_found *found, void *userdata)
 	log_state(vm, "new", vm_state_name(vm->state));
 	r->ops->added(vm, r->userdata);
 	if (vm->state == VM_FOUND)
-		link_open(e);
+		link_start(e);
 	return 0;
 }
 
