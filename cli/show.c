@@ -138,7 +138,7 @@ void show_status(const json_t *answer)
 
 static void merge_vms(const json_t *vms)
 {
-	static const char *const titles[] = { "*VM", "*DOMAIN", ">RESIDENT", ">MERGEABLE", ">MERGED", "*REFUSED" };
+	static const char *const titles[] = { "*VM", "*DOMAIN", ">RESIDENT", ">MERGEABLE", ">SAVED", ">IN KSM", "*REFUSED" };
 	struct table *t = table_new(titles, ARRAY_SIZE(titles));
 	const json_t *vm;
 	size_t i;
@@ -148,6 +148,7 @@ static void merge_vms(const json_t *vms)
 		table_add(t, "%s", or_dash(text(vm, "domain")));
 		table_add(t, "%.1f", number(vm, "resident_mib"));
 		table_add(t, "%.1f", number(vm, "mergeable_mib"));
+		table_add(t, "%.1f", number(vm, "saved_mib"));
 		table_add(t, "%.1f", number(vm, "merging_mib"));
 		table_add(t, "%s", or_dash(text(vm, "refusal")));
 	}

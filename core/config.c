@@ -167,6 +167,8 @@ static int on_key(void *user, const char *section, const char *name, const char 
 		return fail(l, -EINVAL, "key \"%s\" given twice in section [%s]", name, section);
 	if (config_value_parse(key, value, base, why, sizeof(why)) < 0)
 		return fail(l, -EINVAL, "%s = %s: %s", name, value, why);
+	if (l->rule && l->rule->values.domain[0] == '=')
+		return fail(l, -EINVAL, "%s = %s: a domain's name cannot begin with '='", name, value);
 	*set_mask |= UINT64_C(1) << (key - keys);
 	return 1;
 }

@@ -14,7 +14,8 @@
 #define PAGE_BYTES 4096u
 #define PAGE_SHIFT 12
 
-/* What backs a piece of guest RAM in the VMM. Only private anonymous memory can be merged. */
+/* What backs a piece of guest RAM in the VMM. Only private anonymous memory can be merged. MEM_SHARED: memory
+ * files only; any other file is MEM_FILE and never read, as its file system may make a reader wait for ever. */
 enum mem_backing { MEM_ANON, MEM_SHARED, MEM_HUGETLB, MEM_FILE };
 
 /* Guest RAM in the VMM's address space; page-aligned. */
@@ -25,13 +26,15 @@ struct mem_region {
 };
 
 struct vm_snapshot {
-	const char *name, *uuid, *domain; /* domain: never NULL; unique to the VM when none is configured */
+	const char *name, *uuid;
+	const char *domain; /* never NULL; when none is configured, "=..." that no other VM and no section has */
 	pid_t pid;
 	int pidfd;
 	uint64_t start_ticks;
 	const struct mem_region *regions;
 	size_t region_count;
 	bool merge_allowed; /* configuration: merge = on */
+	bool mem_merge;	    /* the command line lets the VMM give its RAM to KSM; QEMU's default */
 
 	/* ksmd */
 	bool ksm_mergeable;	    /* the VMM gave RAM to the kernel's scanner */

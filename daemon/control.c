@@ -95,7 +95,8 @@ static void client_write(struct control_client *client)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0) {
-			client->broken = errno != EAGAIN;
+			if (errno != EAGAIN)
+				client->broken = true;
 			return;
 		}
 		client->out_sent += (size_t)n;
@@ -296,12 +297,14 @@ static bool socket_in_use(const struct sockaddr_un *address)
 
 static int socket_bind(int fd, const struct sockaddr_un *address)
 {
+	struct stat there;
 	mode_t mask;
 	int r;
 
 	if (socket_in_use(address))
 		return -EADDRINUSE;
-	unlink(address->sun_path);
+	if (lstat(address->sun_path, &there) == 0 && S_ISSOCK(there.st_mode))
+		unlink(address->sun_path);
 	mask = umask(0177); /* nobody else gets in before the group is set */
 	r = bind(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 ? -errno : 0;
 	umask(mask);
@@ -362,7 +365,8 @@ int control_listen(struct daemon *d, struct control **ret_control)
 		r = sd_event_add_io(d->loop, &c->source, c->listen_fd, EPOLLIN, on_connect, c);
 	if (r < 0) {
 		log_error("control socket %s: %s", path,
-			  r == -EADDRINUSE ? "another memvirtd is running" : strerror(-r));
+			  r == -EADDRINUSE ? "another memvirtd is running, or a file of another kind is there" :
+					     strerror(-r));
 		if (c->listen_fd >= 0)
 			close(c->listen_fd);
 		free(c);

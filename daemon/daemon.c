@@ -1,6 +1,7 @@
 #include "daemon/daemon.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,8 @@ static void on_vm_changed(struct vm *vm, void *userdata)
 	struct ept_view *view = vm->ept;
 
 	(void)userdata;
+	if (view && !vm->qmp)
+		ept_view_abandon(view);
 	/* QMP failed before it told the layout: the mappings do. */
 	if (view && view->source == EPT_NOT_KNOWN && vm->state != VM_FOUND && vm->state != VM_READY)
 		ept_view_refresh(view);
@@ -100,8 +103,11 @@ static void pass_watch(struct daemon *d)
 {
 	int fd = ksmd_pass_fd(d->ksmd);
 
+	struct pollfd ended = { .fd = fd, .events = POLLIN };
+
 	d->pass_ready = sd_event_source_disable_unref(d->pass_ready);
-	if (fd >= 0)
+	/* A pass that has ended and was not taken in (a look failed) waits for the next tick, not in a busy loop. */
+	if (fd >= 0 && poll(&ended, 1, 0) == 0)
 		sd_event_add_io(d->loop, &d->pass_ready, fd, EPOLLIN, on_pass_ready, d);
 }
 
@@ -114,6 +120,7 @@ static void tick(struct daemon *d)
 	r = snapshot_take(d, &d->snapshot);
 	if (r < 0) {
 		log_warning("cannot look at the host, skipping a tick: %s", strerror(-r));
+		pass_watch(d);
 		return;
 	}
 	modules_tick(d);
@@ -268,11 +275,12 @@ static int parts_make(struct daemon *d)
 	if (r == 0)
 		r = vmm_registry_new(d->loop, &d->fs, &d->config, &registry_ops, d, &d->registry);
 	if (r == 0)
-		r = ksmd_new(&d->fs, &d->config, &d->ksmd);
-	if (r == 0)
 		r = estimates_new(d, &d->estimates);
+	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
 	if (r == 0 && !oneshot)
 		r = control_listen(d, &d->control);
+	if (r == 0)
+		r = ksmd_new(&d->fs, &d->config, &d->ksmd);
 	if (r == 0)
 		r = sd_event_add_time(d->loop, &d->tick_timer, CLOCK_MONOTONIC, 0, 0, oneshot ? on_settle : on_tick,
 				      d);
@@ -329,10 +337,10 @@ struct daemon *daemon_free(struct daemon *d)
 	if (!d)
 		return NULL;
 	d->control = control_free(d->control);
-	d->estimates = estimates_free(d->estimates);
 	sd_event_source_disable_unref(d->pass_ready);
 	sd_event_source_disable_unref(d->tick_timer);
-	ksmd_free(d->ksmd);
+	ksmd_free(d->ksmd); /* puts KSM's settings back before anything that may take time */
+	d->estimates = estimates_free(d->estimates);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)
 			vm->ept = ept_view_free(vm->ept);

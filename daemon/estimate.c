@@ -226,16 +226,22 @@ int estimate_request(struct daemon *d, struct control_client *client, estimate_r
 
 void estimate_abandon(struct daemon *d, struct control_client *client)
 {
-	if (!d->estimates)
+	struct estimates *e = d->estimates;
+	bool wanted = false;
+
+	if (!e)
 		return;
-	for (struct waiter **link = &d->estimates->waiters; *link;) {
+	for (struct waiter **link = &e->waiters; *link;) {
 		struct waiter *w = *link;
 
-		if (w->client != client) {
-			link = &w->next;
+		if (w->client == client) {
+			*link = w->next;
+			free(w);
 			continue;
 		}
-		*link = w->next;
-		free(w);
+		wanted |= w->running;
+		link = &w->next;
 	}
+	if (e->pass && !wanted)
+		pass_cancel(e->pass);
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "core/config.h"
@@ -139,6 +140,19 @@ static void default_places(struct daemon_options *o)
 		o->policy_dir = POLICY_DIR;
 }
 
+/* Five descriptors for each VM, and three more while it is estimated: with the usual soft limit of 1024 there would
+ * be an end at about 200 VMs. */
+static void files_allow(void)
+{
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+		return;
+	files.rlim_cur = files.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &files) < 0)
+		log_warning("the limit of open files stays as it is, ignoring: %s", strerror(errno));
+}
+
 int main(int argc, char **argv)
 {
 	struct arguments a = { .daemon.oneshot_fd = -1 };
@@ -165,6 +179,7 @@ int main(int argc, char **argv)
 		config_free(&config);
 		return EXIT_FAILURE;
 	}
+	files_allow();
 	r = daemon_new(&a.daemon, &config, &d);
 	if (r < 0)
 		return EXIT_FAILURE;

@@ -28,10 +28,16 @@ static json_t *render_counts(const struct pass_counts *c, double seconds, double
 			 "seconds", rounded(seconds), "cpu_seconds", rounded(cpu_seconds));
 }
 
+/* A domain of one is shown as none. */
+static const char *shown_domain(const char *domain)
+{
+	return domain[0] == '=' ? "" : domain;
+}
+
 static json_t *render_vm_identity(const struct pass_vm *vm)
 {
 	return json_pack("{s:s, s:s, s:i, s:s}", "name", vm->name, "uuid", vm->uuid, "pid", (int)vm->pid, "domain",
-			 strcmp(vm->domain, vm->uuid) == 0 ? "" : vm->domain);
+			 shown_domain(vm->domain));
 }
 
 /* json_object_update_new() that also fails on a part that could not be made. */
@@ -171,9 +177,10 @@ json_t *render_merge_status(struct daemon *d)
 		const char *refusal = ksmd_vm_refusal(vm);
 
 		json_array_append_new(
-			vms, json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:s}", "name", vm->name, "uuid", vm->uuid,
-				       "domain", strcmp(vm->domain, vm->uuid) == 0 ? "" : vm->domain,
-				       "mergeable_mib", mib(found ? found->counts.mergeable : 0), "merging_mib",
+			vms, json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:s}", "name", vm->name, "uuid", vm->uuid,
+				       "domain", shown_domain(vm->domain),
+				       "mergeable_mib", mib(found ? found->counts.mergeable : 0), "saved_mib",
+				       mib((double)ksmd_vm_saved_pages(d->ksmd, vm)), "merging_mib",
 				       mib((double)vm->ksm_merging_pages), "resident_mib",
 				       mib((double)(vm->rss_anon_bytes / PAGE_BYTES)), "refusal",
 				       refusal ? refusal : ""));

@@ -46,14 +46,14 @@ static int vm_fill(const struct vm *vm, struct vm_snapshot *out)
 	*out = (struct vm_snapshot){
 		.name = vm->name,
 		.uuid = vm->uuid,
-		/* A VM with no domain shares with nobody: its uuid is a domain of one. */
-		.domain = *vm->settings.domain ? vm->settings.domain : vm->uuid,
+		.domain = *vm->settings.domain ? vm->settings.domain : vm->own_domain,
 		.pid = vm->pid,
 		.pidfd = vm->pidfd,
 		.start_ticks = vm->start_ticks,
 		.regions = regions,
 		.region_count = regions ? view->region_count : 0,
 		.merge_allowed = vm->settings.merge,
+		.mem_merge = vm->cmdline.mem_merge,
 	};
 	return 0;
 }

@@ -35,12 +35,17 @@ static bool starts_with(const char *p, const char *end, const char *prefix)
  * paths by the mount point every distribution uses. */
 static enum mem_backing backing_of(const struct vma *vma, uint64_t inode, const char *path, const char *end)
 {
+	static const char *const memory_files[] = { "/memfd:", "/dev/shm/", "/dev/zero", "/SYSV" };
+
 	if (inode == 0)
 		return vma->shared ? MEM_SHARED : MEM_ANON;
 	if (starts_with(path, end, "/anon_hugepage") || starts_with(path, end, "/dev/hugepages") ||
 	    starts_with(path, end, "/memfd:memory-backend-memfd-hugetlb"))
 		return MEM_HUGETLB;
-	return vma->shared ? MEM_SHARED : MEM_FILE;
+	for (size_t i = 0; vma->shared && i < sizeof(memory_files) / sizeof(memory_files[0]); i++)
+		if (starts_with(path, end, memory_files[i]))
+			return MEM_SHARED;
+	return MEM_FILE;
 }
 
 int maps_parse_line(const char *line, size_t len, struct vma *ret_vma)

@@ -9,6 +9,7 @@
 
 #include "core/cleanup.h"
 #include "core/log.h"
+#include "core/text.h"
 #include "ept/maps.h"
 #include "vmm/registry.h"
 
@@ -217,6 +218,14 @@ static void slots_from_answers(struct ept_view *v)
 	questions_drop(v);
 }
 
+/* text is the VMM's: it is cut between characters only. */
+static void why_set(struct ept_view *v, const char *question, const char *text)
+{
+	int n = snprintf(v->why, sizeof(v->why), "%s: ", question);
+
+	text_copy(v->why + n, sizeof(v->why) - (size_t)n, text, strlen(text));
+}
+
 static void on_hva(struct qmp *q, int result, const json_t *reply, const char *error, void *userdata)
 {
 	struct ept_view *v = userdata;
@@ -226,8 +235,7 @@ static void on_hva(struct qmp *q, int result, const json_t *reply, const char *e
 
 	(void)q;
 	if (result < 0 || !text || mtree_parse_hva(text, &v->answers[v->asked]) < 0) {
-		snprintf(v->why, sizeof(v->why), "gpa2hva 0x%" PRIx64 ": %.60s", range->gpa,
-			 result < 0 && error ? error : "not understood");
+		why_set(v, "gpa2hva", result < 0 && error ? error : "not understood");
 		refresh_failed(v);
 		return;
 	}
@@ -290,7 +298,7 @@ static void on_mtree(struct qmp *q, int result, const json_t *reply, const char 
 
 	(void)q;
 	if (result < 0 || !text) {
-		snprintf(v->why, sizeof(v->why), "info mtree: %.80s", error ? error : "no text");
+		why_set(v, "info mtree", error ? error : "no text");
 		refresh_failed(v);
 		return;
 	}
@@ -317,6 +325,11 @@ void ept_view_refresh(struct ept_view *v)
 	}
 	if (refresh_from_maps(v) < 0)
 		log_warning("slots vm=%s unknown: %s", v->vm->uuid, v->why);
+}
+
+void ept_view_abandon(struct ept_view *v)
+{
+	questions_drop(v);
 }
 
 int ept_view_hva(const struct ept_view *v, uint64_t gpa, uint64_t *ret_hva)

@@ -54,6 +54,9 @@ struct ept_view *ept_view_free(struct ept_view *v); /* NULL ok; gives NULL. Not 
  * stays until a new one is complete. Failures are logged, kept in why and leave source as it was. */
 void ept_view_refresh(struct ept_view *v);
 
+/* The VM's QMP connection is gone: answers that were waited for will not come. */
+void ept_view_abandon(struct ept_view *v);
+
 /* GPA -> HVA. 0, or -ENXIO outside RAM. */
 int ept_view_hva(const struct ept_view *v, uint64_t gpa, uint64_t *ret_hva);
 

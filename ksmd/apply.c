@@ -27,8 +27,16 @@ static int pass_begin(struct ksmd *k)
 		return -ENOMEM;
 	for (size_t i = 0; i < k->vm_count; i++)
 		if (k->vms[i].table)
-			inputs[count++] = (struct pass_input){ k->vms[i].table, k->vms[i].due, k->vms[i].early };
+			inputs[count++] = (struct pass_input){
+				.table = k->vms[i].table,
+				.rescan = k->vms[i].due,
+				/* Without KSM the pass still says what there would be to gain. */
+				.unmergeable = k->kernel && !k->vms[i].mergeable,
+				.early = k->vms[i].early,
+			};
 	r = pass_start(inputs, count, &options, &k->pass);
+	if (r == 0)
+		log_debug("pass start vms=%zu", count);
 	free(inputs);
 	return r;
 }
@@ -40,6 +48,7 @@ static void zero_split_begin(struct ksmd *k)
 	size_t count = 0;
 	int r = -ENOMEM;
 
+	k->split_done = true;
 	for (size_t i = 0; tables && i < k->vm_count; i++)
 		if (k->vms[i].table && k->vms[i].mergeable)
 			tables[count++] = k->vms[i].table;
@@ -54,6 +63,7 @@ static void zero_split_end(struct ksmd *k)
 {
 	uint64_t blocks = 0;
 
+	k->split_done = false;
 	if (!k->split)
 		return;
 	k->split = zero_split_free(k->split, &k->cpu_seconds, &blocks);
@@ -69,12 +79,10 @@ static int scanner_set(struct ksmd *k)
 
 	if (plan->action == KSM_KEEP)
 		return 0;
-	log_info("ksm %s pages_to_scan=%" PRIu64 " sleep_ms=%" PRIu64 " why=\"%s\"", action[plan->action],
-		 plan->pages_to_scan, plan->sleep_ms, plan->why);
-	if (plan->action == KSM_START && !k->fs->dry_run && !k->pass)
-		zero_split_begin(k);
-	if (plan->action == KSM_STOP || plan->action == KSM_YIELD)
-		zero_split_end(k);
+	log_info("ksm %s run=%" PRIu64 "->%d pages_to_scan=%" PRIu64 "->%" PRIu64 " sleep_ms=%" PRIu64 "->%" PRIu64
+		 " why=\"%s\"",
+		 action[plan->action], k->seen.run, plan->action == KSM_START || plan->action == KSM_RATE,
+		 k->seen.pages_to_scan, plan->pages_to_scan, k->seen.sleep_ms, plan->sleep_ms, plan->why);
 	if (plan->action == KSM_YIELD) {
 		ksm_kernel_yield(k->kernel);
 		return 0;
@@ -95,12 +103,14 @@ int ksmd_apply(void *m, bool dry_run)
 	}
 	if (k->kernel)
 		r = scanner_set(k);
+	if (k->policy.state != KSM_MERGE)
+		zero_split_end(k);
+	else if (!k->split_done && !k->pass && !dry_run) /* a pass writes the tables that it reads */
+		zero_split_begin(k);
 	if (r < 0 && k->plan.action == KSM_STOP)
 		k->left_running = true; /* stop it again in the next tick */
 	/* fsio held the writes back, so nothing will be gained: as if the scanner had run and got nothing. */
-	if ((dry_run || r < 0) && k->policy.state == KSM_MERGE) {
-		zero_split_end(k);
+	if ((dry_run || r < 0) && k->policy.state == KSM_MERGE)
 		ksm_policy_give_up(&k->policy, k->expected_pages);
-	}
 	return r;
 }

@@ -92,7 +92,7 @@ static int knobs_read(const struct fsio *fs, struct knobs *ret_knobs)
 
 static int found_save(const struct ksm_kernel *k)
 {
-	char text[256];
+	char text[512];
 	int n, r;
 
 	n = snprintf(text, sizeof(text),
@@ -100,7 +100,11 @@ static int found_save(const struct ksm_kernel *k)
 		     k->found.run, k->found.pages_to_scan, k->found.sleep_ms,
 		     *k->found.advisor ? k->found.advisor : "-");
 	if (k->found.smart_scan != NO_KNOB)
-		snprintf(text + n, sizeof(text) - (size_t)n, "smart_scan %" PRIu64 "\n", k->found.smart_scan);
+		n += snprintf(text + n, sizeof(text) - (size_t)n, "smart_scan %" PRIu64 "\n", k->found.smart_scan);
+	if (k->written)
+		snprintf(text + n, sizeof(text) - (size_t)n,
+			 "wrote_run %" PRIu64 "\nwrote_pages_to_scan %" PRIu64 "\nwrote_sleep_millisecs %" PRIu64 "\n",
+			 k->wrote.run, k->wrote.pages_to_scan, k->wrote.sleep_ms);
 	r = fsio_replace(k->fs, text, "%s/" FOUND_FILE, k->state_dir);
 	if (r < 0)
 		log_error("cannot keep the KSM settings that were found in %s: %s", k->state_dir, strerror(-r));
@@ -137,6 +141,10 @@ static void found_load(struct ksm_kernel *k)
 		found.advisor[0] = '\0';
 	k->found = found;
 	k->controlled = true;
+	/* What it wrote last tells whether somebody else has been at the settings since. */
+	k->written = fsio_field_u64(text, "wrote_run", &k->wrote.run) == 0 &&
+		     fsio_field_u64(text, "wrote_pages_to_scan", &k->wrote.pages_to_scan) == 0 &&
+		     fsio_field_u64(text, "wrote_sleep_millisecs", &k->wrote.sleep_ms) == 0;
 	log_info("ksm: an earlier daemon did not end cleanly; will restore run=%" PRIu64 " pages_to_scan=%" PRIu64
 		 " sleep_millisecs=%" PRIu64 " at the end",
 		 found.run, found.pages_to_scan, found.sleep_ms);
@@ -252,21 +260,6 @@ int ksm_kernel_read(struct ksm_kernel *k, struct ksm_snapshot *ret_snapshot)
 	return 0;
 }
 
-bool ksm_kernel_smaps_mergeable(struct ksm_kernel *k, pid_t pid)
-{
-	auto_close int fd = fsio_open(k->fs, O_RDONLY, "/proc/%d/smaps", (int)pid);
-	auto_fclose FILE *smaps = fd >= 0 ? fdopen(fd, "r") : NULL;
-	char line[512];
-
-	if (!smaps)
-		return false;
-	fd = -1; /* smaps closes it */
-	while (fgets(line, sizeof(line), smaps))
-		if (strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " mg"))
-			return true;
-	return false;
-}
-
 int ksm_kernel_read_vm(struct ksm_kernel *k, pid_t pid, enum ksm_marked *ret_marked, uint64_t *ret_merging_pages)
 {
 	enum ksm_marked marked = KSM_MARKED_UNKNOWN;
@@ -356,15 +349,28 @@ int ksm_kernel_set(struct ksm_kernel *k, bool run, uint64_t pages_to_scan, uint6
 
 	if (r < 0)
 		return r;
-	/* Stopping comes first and starting last, so the scanner never runs at a rate nobody chose. */
+	/* Stopping comes first and starting last, so the scanner never runs at a rate nobody chose. The file names
+	 * a start before it happens and a stop afterwards: a daemon killed in between leaves either its own start,
+	 * which the next one stops, or a stopped scanner. */
 	if (!run)
 		r = knob_set(k, "run", 0, &k->wrote.run);
+	if (r == 0 && run) {
+		struct knobs was = k->wrote;
+
+		k->wrote.run = 1;
+		k->wrote.pages_to_scan = pages_to_scan;
+		k->wrote.sleep_ms = sleep_ms;
+		r = found_save(k);
+		k->wrote = was;
+	}
 	if (r == 0)
 		r = knob_set(k, "pages_to_scan", pages_to_scan, &k->wrote.pages_to_scan);
 	if (r == 0)
 		r = knob_set(k, "sleep_millisecs", sleep_ms, &k->wrote.sleep_ms);
 	if (r == 0 && run)
 		r = knob_set(k, "run", 1, &k->wrote.run);
+	if (r == 0 && !run)
+		r = found_save(k);
 	return r;
 }
 
@@ -381,10 +387,31 @@ bool ksm_kernel_is_controlled(const struct ksm_kernel *k)
 	return k->controlled;
 }
 
-void ksm_kernel_yield(struct ksm_kernel *k)
+static void control_drop(struct ksm_kernel *k)
 {
 	k->controlled = k->written = k->helpers_off = false;
 	fsio_unlink(k->fs, "%s/" FOUND_FILE, k->state_dir);
+}
+
+void ksm_kernel_yield(struct ksm_kernel *k)
+{
+	struct knobs now;
+
+	/* What somebody else set stays; what is still as we wrote it goes back, above all a scanner that runs only
+	 * because we started it, and that nobody would watch any more. */
+	if (k->controlled && k->written && knobs_read(k->fs, &now) == 0) {
+		if (now.run == k->wrote.run && now.run != k->found.run)
+			knob_write(k->fs, "run", k->found.run == 1);
+		if (now.pages_to_scan == k->wrote.pages_to_scan && now.pages_to_scan != k->found.pages_to_scan)
+			knob_write(k->fs, "pages_to_scan", k->found.pages_to_scan);
+		if (now.sleep_ms == k->wrote.sleep_ms && now.sleep_ms != k->found.sleep_ms)
+			knob_write(k->fs, "sleep_millisecs", k->found.sleep_ms);
+		if (now.smart_scan == 0 && k->found.smart_scan == 1)
+			knob_write(k->fs, "smart_scan", 1);
+		if (strcmp(now.advisor, ADVISOR_OFF) == 0 && strcmp(k->found.advisor, "scan-time") == 0)
+			fsio_write(k->fs, k->found.advisor, KSM_DIR "/advisor_mode");
+	}
+	control_drop(k);
 }
 
 int ksm_kernel_restore(struct ksm_kernel *k)
@@ -413,6 +440,6 @@ int ksm_kernel_restore(struct ksm_kernel *k)
 		return r;
 	log_info("ksm: %s run=%" PRIu64 " pages_to_scan=%" PRIu64 " sleep_millisecs=%" PRIu64,
 		 k->fs->dry_run ? "would restore" : "restored", run, k->found.pages_to_scan, k->found.sleep_ms);
-	ksm_kernel_yield(k);
+	control_drop(k);
 	return 0;
 }

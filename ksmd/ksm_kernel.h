@@ -25,17 +25,13 @@ enum ksm_marked { KSM_MARKED_UNKNOWN, KSM_MARKED_NO, KSM_MARKED_YES };
 
 /* Per process: cheap. 0, -ESRCH when it is gone, -errno. */
 int ksm_kernel_read_vm(struct ksm_kernel *k, pid_t pid, enum ksm_marked *ret_marked, uint64_t *ret_merging_pages);
-/* The answer for older kernels, from the VmFlags in smaps: the kernel walks all page tables of the process
- * for it, so not to be asked at every tick. */
-bool ksm_kernel_smaps_mergeable(struct ksm_kernel *k, pid_t pid);
-
 /* Sets run, pages_to_scan and sleep; the first call also saves what was found. 0 or -errno. */
 int ksm_kernel_set(struct ksm_kernel *k, bool run, uint64_t pages_to_scan, uint64_t sleep_ms);
 /* Whether run, pages_to_scan and sleep in s differ from what ksm_kernel_set() last wrote. */
 bool ksm_kernel_was_changed(const struct ksm_kernel *k, const struct ksm_snapshot *s);
 /* Whether settings were changed by us, now or by an earlier daemon that was killed, and are to be put back. */
 bool ksm_kernel_is_controlled(const struct ksm_kernel *k);
-/* Gives up control without writing: somebody else has it. */
+/* Gives up control: somebody else has it. Settings that are still as we wrote them are put back. */
 void ksm_kernel_yield(struct ksm_kernel *k);
 /* Puts back what was found, unless control was yielded. 0 or -errno. */
 int ksm_kernel_restore(struct ksm_kernel *k);

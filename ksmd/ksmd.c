@@ -57,15 +57,15 @@ struct ksmd *ksmd_free(struct ksmd *k)
 
 	if (!k)
 		return NULL;
-	zero_split_free(k->split, NULL, NULL);
-	pass_free(k->pass);
-	pass_free(k->last);
-	if (k->kernel) {
+	if (k->kernel) { /* first: what follows may have to wait for threads */
 		r = ksm_kernel_restore(k->kernel);
 		if (r < 0)
 			log_error("cannot restore the KSM settings that were found: %s", strerror(-r));
 		ksm_kernel_free(k->kernel);
 	}
+	zero_split_free(k->split, NULL, NULL);
+	pass_free(k->pass);
+	pass_free(k->last);
 	for (size_t i = 0; i < k->vm_count; i++)
 		page_table_unref(k->vms[i].table);
 	for (size_t i = 0; i < k->seed_count; i++)
@@ -118,15 +118,16 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
 	double expected = 0;
 	uint64_t early;
 
-	k->mergeable_pages = k->zero_pages = 0;
+	k->mergeable_pages = 0;
 	for (size_t i = 0; res && i < res->vm_count; i++) {
 		const struct vm_snapshot *vm = snapshot_of(s, &res->vms[i]);
+		struct tracked_vm *t = vm ? ksmd_track(k, vm) : NULL;
 
-		if (!vm || ksmd_vm_refusal(vm))
+		if (!t || ksmd_vm_refusal(vm))
 			continue;
+		t->zero_pages = res->vms[i].counts.zero;
 		expected += res->vms[i].counts.mergeable;
 		k->mergeable_pages += res->vms[i].counts.present;
-		k->zero_pages += res->vms[i].counts.zero;
 	}
 	/* A pass over new VMs that is still running (it may take long on a large host, with its CPU share) has
 	 * met contents that others have too: reason enough to start merging. */
@@ -135,33 +136,42 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
 	k->mergeable_pages += early;
 }
 
-static uint64_t rss_pages(const struct host_snapshot *s)
+/* Pages that the kernel has saved of a VM. A KSM page still counts as resident in each process, so its copies are
+ * pages_sharing / (pages_shared + pages_sharing) of the merged pages. Zero pages inside huge pages never become KSM
+ * pages: splitting the huge page maps them to the zero page, which shows as resident memory lost since the pass that
+ * found them. */
+static uint64_t vm_saved(const struct tracked_vm *t, const struct vm_snapshot *vm, const struct ksm_snapshot *ksm)
 {
-	uint64_t pages = 0;
+	uint64_t all = ksm->pages_shared + ksm->pages_sharing, rss = vm->rss_anon_bytes / PAGE_BYTES;
+	uint64_t lost = t->rss_then_pages > rss ? t->rss_then_pages - rss : 0, copies = 0;
 
-	for (size_t i = 0; i < s->vm_count; i++)
-		if (!ksmd_vm_refusal(&s->vms[i]))
-			pages += s->vms[i].rss_anon_bytes / PAGE_BYTES;
-	return pages;
+	if (all)
+		copies = (uint64_t)((double)vm->ksm_merging_pages * (double)ksm->pages_sharing / (double)all);
+	return copies + (lost < t->zero_pages ? lost : t->zero_pages);
 }
 
-/* Pages that the kernel has saved of these VMs. A KSM page still counts as resident in each process, so its
- * copies are pages_sharing / (pages_shared + pages_sharing) of the merged pages. Zero pages inside huge pages
- * never become KSM pages: splitting the huge page maps them to the zero page, which resident memory shows. */
 static void saved_update(struct ksmd *k, const struct host_snapshot *s)
 {
-	uint64_t merging = 0, all = s->ksm.pages_shared + s->ksm.pages_sharing, rss = rss_pages(s), dropped;
+	k->saved_pages = 0;
+	for (size_t i = 0; i < s->vm_count; i++) {
+		struct tracked_vm *t = ksmd_track(k, &s->vms[i]);
 
-	for (size_t i = 0; i < s->vm_count; i++)
+		if (!t)
+			continue;
+		if (k->pass_taken) /* later passes see lost pages no more, so they start from here */
+			t->rss_then_pages = s->vms[i].rss_anon_bytes / PAGE_BYTES;
+		t->saved_pages = vm_saved(t, &s->vms[i], &s->ksm);
 		if (!ksmd_vm_refusal(&s->vms[i]))
-			merging += s->vms[i].ksm_merging_pages;
-	k->saved_pages = all ? (uint64_t)((double)merging * (double)s->ksm.pages_sharing / (double)all) : 0;
-	if (!k->rss_then_valid && k->last) {
-		k->rss_pages_then = rss; /* the first look after a pass */
-		k->rss_then_valid = true;
+			k->saved_pages += t->saved_pages;
 	}
-	dropped = k->rss_then_valid && k->rss_pages_then > rss ? k->rss_pages_then - rss : 0;
-	k->saved_pages += dropped < k->zero_pages ? dropped : k->zero_pages;
+	k->pass_taken = false;
+}
+
+uint64_t ksmd_vm_saved_pages(const struct ksmd *k, const struct vm_snapshot *vm)
+{
+	const struct tracked_vm *t = ksmd_track((struct ksmd *)(uintptr_t)k, vm);
+
+	return t ? t->saved_pages : 0;
 }
 
 static void pass_take(struct ksmd *k, const struct host_snapshot *s)
@@ -185,7 +195,7 @@ static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 	k->last = k->pass;
 	k->pass = NULL;
 	k->passes++;
-	k->rss_then_valid = false;
+	k->pass_taken = true;
 	log_info("pass vms=%zu scanned=%" PRIu64 " MiB mergeable=%.0f MiB zero=%" PRIu64
 		 " MiB took=%.2f s cpu=%.2f s",
 		 res->vm_count, res->scanned_pages >> 8, res->total.mergeable / 256, res->total.zero >> 8,
@@ -320,6 +330,7 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 	in.foreign_change = ksm_kernel_was_changed(k->kernel, &s->ksm);
 	in.left_running = k->left_running && s->ksm.run == 1;
 	k->left_running = false;
+	k->seen = s->ksm;
 	in.expected_pages = k->expected_pages;
 	in.saved_pages = k->saved_pages;
 	in.mergeable_pages = k->mergeable_pages;

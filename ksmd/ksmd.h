@@ -39,6 +39,8 @@ struct ksmd_status {
 	uint64_t expected_pages;    /* saved once all that the last pass found is merged by the kernel */
 	uint64_t saved_pages;	    /* saved by the kernel now */
 };
+/* Saved of one VM by the kernel now: copies merged, and zero pages given back. */
+uint64_t ksmd_vm_saved_pages(const struct ksmd *k, const struct vm_snapshot *vm);
 void ksmd_status(const struct ksmd *k, struct ksmd_status *ret_status);
 
 /* Why the kernel's scanner may not run at all; NULL when it may. Static string. */

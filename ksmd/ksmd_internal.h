@@ -12,14 +12,14 @@ struct tracked_vm {
 	pid_t pid;
 	uint64_t start_ticks;
 	bool seen; /* in this tick's snapshot */
-	uint64_t seen_first_ns;
 	struct page_table *table; /* NULL: never passed over */
 	uint64_t passed_ns;	  /* when its last scan began; 0: never */
 	bool due;		  /* to be scanned by the pass that is planned */
 	bool early;		  /* for the first time, and the kernel may merge it */
 	bool mergeable;		  /* the kernel may merge it, in this tick's snapshot */
-	bool marked;		  /* gave its memory to KSM, as last learnt */
-	uint64_t marked_asked_ns;
+	uint64_t rss_then_pages;  /* resident when the last pass was taken in */
+	uint64_t zero_pages;	  /* found by the last pass */
+	uint64_t saved_pages;	  /* saved by the kernel now */
 };
 
 /* The secret hash seed of one domain. */
@@ -46,15 +46,16 @@ struct ksmd {
 	struct pass *last; /* the last one that ended well, for its result */
 	bool pass_planned;
 	struct zero_split *split; /* at work while the scanner is; NULL: none */
+	bool split_done;	  /* in this run of the scanner */
+	struct ksm_snapshot seen; /* the kernel's settings in this tick, for the log */
 	uint64_t passes;
 	uint64_t pass_ended_ns, rest_until_ns;
 	double cpu_seconds;
 
 	/* The estimate that merging goes by: */
-	uint64_t expected_pages, mergeable_pages, zero_pages;
-	uint64_t rss_pages_then; /* of the VMs when the pass ended */
+	uint64_t expected_pages, mergeable_pages;
 	uint64_t saved_pages;
-	bool rss_then_valid;
+	bool pass_taken; /* since saved_pages was last counted */
 
 	char logged_why[160]; /* the last refusal that was logged */
 };

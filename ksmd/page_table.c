@@ -16,6 +16,12 @@ static bool all_anonymous(const struct vm_snapshot *vm)
 	return vm->region_count > 0;
 }
 
+/* How much of a region is looked at: nothing of a file, whose file system could make a reader wait for ever. */
+static uint64_t readable_pages(const struct mem_region *region)
+{
+	return region->backing == MEM_FILE ? 0 : region->bytes / PAGE_BYTES;
+}
+
 static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 {
 	t->targets = calloc(vm->region_count ? vm->region_count : 1, sizeof(*t->targets));
@@ -31,15 +37,15 @@ static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 		target->pagemap_fd = t->pagemap_fd;
 		target->mem_fd = t->mem_fd;
 		target->hva = region->hva;
-		target->pages = region->bytes / PAGE_BYTES;
+		target->pages = readable_pages(region);
 		target->seed = t->seed;
-		target->hashes = scan_hashes_new(target->pages);
-		if (!target->hashes)
-			return -ENOMEM; /* also for an address space too large to be true */
-		target->used = calloc((size_t)(target->pages / SCAN_CHUNK_PAGES + 1), 1);
 		t->target_count++; /* from here on page_table_unref() knows it */
-		if (!target->used)
-			return -ENOMEM;
+		if (target->pages == 0)
+			continue;
+		target->hashes = scan_hashes_new(target->pages);
+		target->used = calloc((size_t)(target->pages / SCAN_CHUNK_PAGES + 1), 1);
+		if (!target->hashes || !target->used)
+			return -ENOMEM; /* also for an address space too large to be true */
 	}
 	return 0;
 }
@@ -115,12 +121,11 @@ bool page_table_is_for(const struct page_table *t, const struct vm_snapshot *vm)
 	if (t->pid != vm->pid || t->start_ticks != vm->start_ticks || t->target_count != vm->region_count)
 		return false;
 	if (strcmp(t->domain, vm->domain) != 0 || t->merge_allowed != vm->merge_allowed ||
-	    t->anonymous != all_anonymous(vm) ||
-	    strcmp(t->name, vm->name) != 0 || strcmp(t->uuid, vm->uuid) != 0)
+	    t->anonymous != all_anonymous(vm) || strcmp(t->name, vm->name) != 0 || strcmp(t->uuid, vm->uuid) != 0)
 		return false;
 	for (size_t i = 0; i < t->target_count; i++)
 		if (t->targets[i].hva != vm->regions[i].hva ||
-		    t->targets[i].pages != vm->regions[i].bytes / PAGE_BYTES)
+		    t->targets[i].pages != readable_pages(&vm->regions[i]))
 			return false;
 	return true;
 }

@@ -23,6 +23,7 @@ struct pass {
 	struct pass_input *inputs; /* tables referenced */
 	size_t count;
 	uint32_t *domains; /* per input: number of its domain, NO_DOMAIN */
+	uint32_t *owners;  /* of one group: scratch of group_sharing() */
 	uint32_t *sharers; /* per domain: scratch of group_mergeable(), zero between calls */
 	struct scan_progress progress;
 	struct pass_result result;
@@ -68,23 +69,18 @@ static void group_mergeable(struct pass *p, const struct join_ref *refs, size_t 
 static void group_sharing(struct pass *p, const struct join_ref *refs, size_t count)
 {
 	uint64_t *table = p->result.sharing_pages;
-	size_t n = p->count;
+	size_t n = p->count, owners = 0;
 
-	for (size_t i = 0; i < count; i++) {
+	for (size_t i = 0, end; i < count; i = end) {
 		size_t a = refs[i].owner;
 
-		if (i > 0 && refs[i - 1].owner == a) {
-			table[a * n + a]++;
-			continue;
+		end = vm_end(refs, count, i);
+		table[a * n + a] += end - i - 1;
+		for (size_t k = 0; k < owners; k++) {
+			table[a * n + p->owners[k]]++;
+			table[p->owners[k] * n + a]++;
 		}
-		for (size_t k = i + 1; k < count; k++) {
-			size_t b = refs[k].owner;
-
-			if (b == refs[k - 1].owner)
-				continue;
-			table[a * n + b]++;
-			table[b * n + a]++;
-		}
+		p->owners[owners++] = refs[i].owner;
 	}
 }
 
@@ -120,7 +116,8 @@ static void domains_number(struct pass *p)
 
 		while (strcmp(p->inputs[first].table->domain, t->domain) != 0)
 			first++;
-		p->domains[i] = t->merge_allowed && t->anonymous ? (uint32_t)first : NO_DOMAIN;
+		p->domains[i] = t->merge_allowed && t->anonymous && !p->inputs[i].unmergeable ? (uint32_t)first :
+												NO_DOMAIN;
 	}
 }
 
@@ -371,7 +368,8 @@ int pass_start(const struct pass_input *inputs, size_t count, const struct pass_
 	p->inputs = calloc(count ? count : 1, sizeof(*p->inputs));
 	p->domains = calloc(count ? count : 1, sizeof(*p->domains));
 	p->sharers = calloc(count ? count : 1, sizeof(*p->sharers));
-	if (p->done_fd < 0 || !p->inputs || !p->domains || !p->sharers)
+	p->owners = calloc(count ? count : 1, sizeof(*p->owners));
+	if (p->done_fd < 0 || !p->inputs || !p->domains || !p->sharers || !p->owners)
 		goto fail;
 	for (; p->count < count; p->count++) {
 		p->inputs[p->count] = inputs[p->count];
@@ -412,6 +410,11 @@ const struct pass_result *pass_wait(struct pass *p)
 	return &p->result;
 }
 
+void pass_cancel(struct pass *p)
+{
+	p->progress.cancel = true;
+}
+
 struct pass *pass_free(struct pass *p)
 {
 	if (!p)
@@ -430,6 +433,7 @@ struct pass *pass_free(struct pass *p)
 	free(p->inputs);
 	free(p->domains);
 	free(p->sharers);
+	free(p->owners);
 	if (p->done_fd >= 0)
 		close(p->done_fd);
 	free(p);

@@ -69,6 +69,7 @@ struct pass_options {
 struct pass_input {
 	struct page_table *table; /* the pass takes a reference of its own */
 	bool rescan;
+	bool unmergeable; /* counted, but nothing of it can be merged: its VMM did not give its memory to KSM */
 	bool early; /* new and mergeable: what it shares with known contents counts in pass_early_pages() */
 };
 
@@ -86,6 +87,8 @@ void pass_progress(const struct pass *p, uint64_t *ret_done, uint64_t *ret_total
 uint64_t pass_early_pages(const struct pass *p);
 /* Waits for the end if need be; the result is p's. */
 const struct pass_result *pass_wait(struct pass *p);
+/* Ends it soon, with -ECANCELED as its error. */
+void pass_cancel(struct pass *p);
 /* Cancels if still running, waits, frees. NULL ok; gives NULL. */
 struct pass *pass_free(struct pass *p);
 

@@ -228,9 +228,10 @@ static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
 			break;
 		}
 		for (ssize_t i = 0; i < n; i++) {
-			if (!placed && !(ranges[i].flags & (PAGE_SWAPPED | PAGE_ZERO_MAPPED)))
+			if (!placed && !(ranges[i].flags & (PAGE_SWAPPED | PAGE_ZERO_MAPPED))) {
 				follow_node(w, t, ranges[i].start);
-			placed = true;
+				placed = true;
+			}
 			range_add(w, t, &ranges[i]);
 		}
 	}

@@ -7,12 +7,6 @@
 #include "core/log.h"
 #include "ksmd/ksmd_internal.h"
 
-/* How often a kernel that does not say so in ksm_stat is asked whether a VM gave its memory to KSM: often while
- * it is new, as a VMM may be found before it has given anything. */
-#define MARKED_ASK_NS (300 * NSEC_PER_SEC)
-#define MARKED_ASK_NEW_NS (5 * NSEC_PER_SEC)
-#define MARKED_NEW_NS (60 * NSEC_PER_SEC)
-
 struct tracked_vm *ksmd_track(struct ksmd *k, const struct vm_snapshot *vm)
 {
 	for (size_t i = 0; i < k->vm_count; i++)
@@ -48,36 +42,35 @@ static void untrack_gone(struct ksmd *k)
 	k->vm_count = kept;
 }
 
-static void sense_marked(struct ksmd *k, struct tracked_vm *t, enum ksm_marked marked, uint64_t now)
+static void sense_vm(struct ksmd *k, struct vm_snapshot *vm)
 {
-	uint64_t pause = now - t->seen_first_ns < MARKED_NEW_NS ? MARKED_ASK_NEW_NS : MARKED_ASK_NS;
-
-	if (marked != KSM_MARKED_UNKNOWN) {
-		t->marked = marked == KSM_MARKED_YES;
-		return;
-	}
-	if (t->marked_asked_ns && (t->marked || now - t->marked_asked_ns < pause))
-		return;
-	t->marked_asked_ns = now;
-	t->marked = ksm_kernel_smaps_mergeable(k->kernel, t->pid);
-}
-
-static void sense_vm(struct ksmd *k, struct tracked_vm *t, struct vm_snapshot *vm, uint64_t now)
-{
-	enum ksm_marked marked;
+	enum ksm_marked marked = KSM_MARKED_UNKNOWN;
 	uint64_t kib;
-	char text[4096];
+	char text[16384]; /* about 1.5 KB, but the list of groups may be long */
 
-	/* /proc/PID/status is about 1.5 KB; its RssAnon is exact to within a batch of pages per CPU. */
+	/* RssAnon is exact to within a batch of pages per CPU. */
 	if (fsio_read(k->fs, text, sizeof(text), "/proc/%d/status", (int)vm->pid) > 0 &&
 	    fsio_field_u64(text, "RssAnon", &kib) == 0)
 		vm->rss_anon_bytes = kib * 1024;
 	if (!k->kernel)
 		return;
+	/* Kernels before 6.17 do not say whether a VM gave its memory to KSM (and smaps, which does, makes the
+	 * kernel walk all its page tables). Then the command line decides; what cannot be known counts as given,
+	 * because a VM that is overlooked could be merged across domains. */
 	if (ksm_kernel_read_vm(k->kernel, vm->pid, &marked, &vm->ksm_merging_pages) < 0)
-		return; /* it ended; the registry will say so */
-	sense_marked(k, t, marked, now);
-	vm->ksm_mergeable = t->marked;
+		marked = KSM_MARKED_UNKNOWN;
+	vm->ksm_mergeable = marked == KSM_MARKED_YES || (marked == KSM_MARKED_UNKNOWN && vm->mem_merge);
+}
+
+/* The scanner must not run while nobody can see what it does, for whom, and at what price. */
+static void scanner_unwatched(struct ksmd *k, int error)
+{
+	if (k->policy.state != KSM_MERGE)
+		return;
+	log_error("ksm stop why=\"its state cannot be read: %s\"", strerror(-error));
+	ksm_policy_give_up(&k->policy, k->expected_pages);
+	if (ksm_kernel_set(k->kernel, false, k->policy.pages_to_scan, k->policy.sleep_ms) < 0)
+		k->left_running = true;
 }
 
 int ksmd_sense(void *m, struct host_snapshot *s)
@@ -87,8 +80,10 @@ int ksmd_sense(void *m, struct host_snapshot *s)
 	if (k->kernel) {
 		int r = ksm_kernel_read(k->kernel, &s->ksm);
 
-		if (r < 0)
+		if (r < 0) {
+			scanner_unwatched(k, r);
 			return r;
+		}
 	}
 	for (size_t i = 0; i < k->vm_count; i++)
 		k->vms[i].seen = false;
@@ -100,9 +95,7 @@ int ksmd_sense(void *m, struct host_snapshot *s)
 		if (!t)
 			return -ENOMEM;
 		t->seen = true;
-		if (!t->seen_first_ns)
-			t->seen_first_ns = s->taken_ns;
-		sense_vm(k, t, &s->vms[i], s->taken_ns);
+		sense_vm(k, &s->vms[i]);
 	}
 	untrack_gone(k);
 	return 0;

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -60,7 +61,7 @@ static int block_split(struct zero_split *z, const struct scan_target *t, uint64
 
 	if (syscall(SYS_process_madvise, t->pidfd, &one, 1, MADV_COLD, 0) < 0)
 		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	z->blocks++;
+	z->blocks += !block_is_huge(t, hva); /* the call does not say whether the split failed */
 	return 0;
 }
 
@@ -78,7 +79,8 @@ static void target_split(struct zero_split *z, const struct scan_target *t)
 		r = block_split(z, t, hva);
 		if (r < 0) {
 			if (r != -ESRCH)
-				log_warning("cannot split huge pages of pid %d, ignoring: errno %d", (int)t->pid, -r);
+				log_warning("cannot split huge pages of pid %d, ignoring: %s", (int)t->pid,
+					    strerror(-r));
 			return;
 		}
 	}

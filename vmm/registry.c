@@ -126,6 +126,7 @@ static void entry_identify(struct vm_entry *e)
 	struct vm *vm = &e->vm;
 	char name[32];
 
+	snprintf(vm->own_domain, sizeof(vm->own_domain), "=%d-%llu", vm->pid, (unsigned long long)vm->start_ticks);
 	snprintf(name, sizeof(name), "pid-%d", vm->pid);
 	entry_set_name(e, vm->cmdline.name[0] ? vm->cmdline.name : name);
 	memcpy(vm->machine, vm->cmdline.machine, sizeof(vm->machine));

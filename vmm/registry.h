@@ -38,6 +38,7 @@ struct vm {
 	char machine[VM_MACHINE_MAX]; /* QMP's, else the command line's, without "-machine" behind it */
 	pid_t pid;
 	int pidfd;	      /* owned by the registry; dup it for a worker */
+	char own_domain[40];  /* "=PID-START": a domain of one that nobody can choose; see core/snapshot.h */
 	uid_t uid;	      /* the process's real user; (uid_t)-1 when unknown */
 	uint64_t start_ticks; /* /proc/PID/stat field 22 */
 	uint64_t ram_bytes;   /* configured memory at boot: QMP's, else the command line's */

@@ -77,6 +77,9 @@ start_guest c --name c --mem 512 --seed 3
 wait_round c 1
 start_daemon
 wait_for 60 "the scanner to start" grep -q 1 $ksm/run
+"$build/memvirtd" --config "$conf" 2>"$work/second.log" && die "a second daemon started"
+[ "$(cat $ksm/run)" = 1 ] || die "a second daemon that was refused stopped the scanner"
+[ -s "$work/state/ksm-found" ] || die "a second daemon that was refused took what was found"
 stop_daemon KILL || :
 [ "$(cat $ksm/run)" = 1 ] || die "nothing to carry on with"
 [ -s "$work/state/ksm-found" ] || die "what was found is not on disk"
@@ -93,9 +96,9 @@ start_daemon
 wait_for 60 "the scanner to start" grep -q 1 $ksm/run
 echo 777 >$ksm/pages_to_scan
 wait_for 20 "the change to be noticed" grep -q 'somebody else set run=1 pages_to_scan=777' "$work/daemon.log"
+[ "$(cat $ksm/run)" = 0 ] || die "the scanner that we started runs on, unwatched"
 stop_daemon TERM || die "memvirtd did not end well"
 [ "$(cat $ksm/pages_to_scan)" = 777 ] || die "somebody else's setting was overwritten"
-echo 0 >$ksm/run
 
 # -- a dry run changes nothing
 ksm_knobs >"$work/knobs"

@@ -22,6 +22,21 @@ static bool changed(struct ksm_kernel *k)
 
 #define FOUND_TEXT "run 0\npages_to_scan 100\nsleep_millisecs 20\nadvisor_mode -\n"
 
+/* What was found comes first in the file; what was written last stands behind it. */
+static bool found_begins(const char *want)
+{
+	char path[PATH_MAX], text[512] = "";
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, FOUND);
+	f = fopen(path, "re");
+	if (!f)
+		return false;
+	text[fread(text, 1, sizeof(text) - 1, f)] = '\0';
+	fclose(f);
+	return strncmp(text, want, strlen(want)) == 0;
+}
+
 static void test_ksm_kernel_set_then_restore_puts_back(void)
 {
 	struct ksm_kernel *k;
@@ -34,12 +49,12 @@ static void test_ksm_kernel_set_then_restore_puts_back(void)
 	CU_ASSERT_TRUE(knobs_are("0\n", "100\n", "20\n"));
 	CU_ASSERT_EQUAL(ksm_kernel_set(k, true, 5000, 0), 0);
 	CU_ASSERT_TRUE(knobs_are("1", "5000", "0"));
-	CU_ASSERT_TRUE(unit_file_is(dir, FOUND, FOUND_TEXT));
+	CU_ASSERT_TRUE(found_begins(FOUND_TEXT));
 	CU_ASSERT_TRUE(ksm_kernel_is_controlled(k));
 	CU_ASSERT_FALSE(changed(k));
 	CU_ASSERT_EQUAL(ksm_kernel_set(k, false, 4000, 10), 0);
 	CU_ASSERT_TRUE(knobs_are("0", "4000", "10"));
-	CU_ASSERT_TRUE(unit_file_is(dir, FOUND, FOUND_TEXT)); /* still what was found, not what was set */
+	CU_ASSERT_TRUE(found_begins(FOUND_TEXT)); /* still what was found, not what was set */
 	CU_ASSERT_EQUAL(ksm_kernel_restore(k), 0);
 	CU_ASSERT_TRUE(knobs_are("0", "100", "20"));
 	CU_ASSERT_TRUE(unit_file_is(dir, FOUND, NULL));
@@ -130,7 +145,7 @@ static void test_ksm_kernel_advisor_off_and_back(void)
 	k = kernel_new();
 	CU_ASSERT_EQUAL(ksm_kernel_set(k, true, 5000, 0), 0);
 	CU_ASSERT_TRUE(unit_file_is(dir, KSM "advisor_mode", "none"));
-	CU_ASSERT_TRUE(unit_file_is(dir, FOUND,
+	CU_ASSERT_TRUE(found_begins(
 				    "run 1\npages_to_scan 100\nsleep_millisecs 20\nadvisor_mode scan-time\n"));
 	CU_ASSERT_EQUAL(ksm_kernel_restore(k), 0);
 	CU_ASSERT_TRUE(unit_file_is(dir, KSM "advisor_mode", "scan-time"));
@@ -178,7 +193,7 @@ static void test_ksm_kernel_predecessor_killed_restored(void)
 	CU_ASSERT_TRUE(ksm_kernel_is_controlled(k));
 	CU_ASSERT_FALSE(changed(k)); /* it wrote nothing itself */
 	CU_ASSERT_EQUAL(ksm_kernel_set(k, true, 6000, 1), 0);
-	CU_ASSERT_TRUE(unit_file_is(dir, FOUND, FOUND_TEXT)); /* not what the predecessor had set */
+	CU_ASSERT_TRUE(found_begins(FOUND_TEXT)); /* not what the predecessor had set */
 	ksm_kernel_free(k);
 	k = kernel_new();
 	CU_ASSERT_EQUAL(ksm_kernel_restore(k), 0);
@@ -247,7 +262,7 @@ static void test_ksm_kernel_state_file_huge_ignored(void)
 	free(unit_stderr_end(&capture));
 	CU_ASSERT_FALSE(ksm_kernel_is_controlled(k));
 	CU_ASSERT_EQUAL(ksm_kernel_set(k, true, 5000, 0), 0); /* and replaced by what is found now */
-	CU_ASSERT_TRUE(unit_file_is(dir, FOUND, FOUND_TEXT));
+	CU_ASSERT_TRUE(found_begins(FOUND_TEXT));
 	ksm_kernel_free(k);
 	tree_end();
 }
@@ -293,10 +308,10 @@ static void test_ksm_kernel_yield_then_set_finds_anew(void)
 	CU_ASSERT_FALSE(changed(k));
 	CU_ASSERT_TRUE(unit_file_is(dir, FOUND, NULL));
 	CU_ASSERT_EQUAL(ksm_kernel_restore(k), 0);
-	CU_ASSERT_TRUE(knobs_are("1", "1250", "0"));
+	CU_ASSERT_TRUE(knobs_are("0", "1250", "20"));
 	CU_ASSERT_EQUAL(ksm_kernel_set(k, true, 7000, 5), 0);
 	CU_ASSERT_EQUAL(ksm_kernel_restore(k), 0);
-	CU_ASSERT_TRUE(knobs_are("1", "1250", "0"));
+	CU_ASSERT_TRUE(knobs_are("0", "1250", "20"));
 	ksm_kernel_free(k);
 	tree_end();
 }

@@ -123,31 +123,6 @@ static void test_ksm_kernel_vm_table_gives_expected(void)
 	}
 }
 
-static void test_ksm_kernel_smaps_flags_read(void)
-{
-	static const struct {
-		const char *text;
-		bool want;
-	} cases[] = {
-		{ "1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr mr mw me ac sd mg \n", true },
-		{ "1000-2000 rw-p 0 00:00 0\nVmFlags: rd wr mr mw me ac sd \n2000-3000 r--p 0 00:00 0\nVmFlags: mg\n", true },
-		{ "1000-2000 rw-p 0 00:00 0 /a mg\nVmFlags: rd wr mr mw me ac sd \n", false },
-		{ "VmFlags: rd", false },
-		{ "", false },
-	};
-	struct ksm_kernel *k;
-
-	tree_begin("0\n", "100\n", "20\n", false);
-	k = kernel_new();
-	CU_ASSERT_FALSE(ksm_kernel_smaps_mergeable(k, 40));
-	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-		unit_file(dir, "proc/40/smaps", cases[i].text);
-		UNIT_CASE(cases[i].text, ksm_kernel_smaps_mergeable(k, 40) == cases[i].want);
-	}
-	ksm_kernel_free(k);
-	tree_end();
-}
-
 int main(void)
 {
 	static CU_TestInfo tests[] = {
@@ -155,7 +130,6 @@ int main(void)
 		{ "counters", test_ksm_kernel_counters_read },
 		{ "scanner_cpu", test_ksm_kernel_scanner_cpu_time_table_gives_expected },
 		{ "vm", test_ksm_kernel_vm_table_gives_expected },
-		{ "smaps", test_ksm_kernel_smaps_flags_read },
 		CU_TEST_INFO_NULL,
 	};
 
