@@ -35,6 +35,11 @@ LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(LIB_DIRS))))
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 DAEMON_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard daemon/*.c)))
 CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard cli/*.c)))
+# Lives inside VMMs; not part of libmemvirt.a. The exchange once more with hooks, for its tests.
+AGENT_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard agent/*.c)))
+EXCHANGE_OBJ := $(patsubst %,$(BUILD)/agent/%.o,eligible exchange exchange_back exchange_plan exchange_repair \
+	exchange_slots pagemap staging uffd)
+EXCHANGE_HOOKS_OBJ := $(EXCHANGE_OBJ:$(BUILD)/%=$(BUILD)/hooks/%)
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
@@ -111,6 +116,8 @@ $(BUILD)/bin/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmemvirt.a
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
+$(BUILD)/bin/fuzz_packet: $(BUILD)/agent/packet.o
+
 # ---- installing ----
 
 .PHONY: install
@@ -147,7 +154,7 @@ clean:
 # ---- building ----
 
 .PHONY: unit-tests
-unit-tests: $(UNIT_BIN)
+unit-tests: $(UNIT_BIN) $(BUILD)/tests/stress-remap
 
 .PHONY: benches
 benches: $(BENCH_BIN)
@@ -172,6 +179,26 @@ $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcunit
+
+$(BUILD)/tests/test_agent: $(AGENT_OBJ)
+$(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)
+$(BUILD)/tests/unit/test_exchange.o: CPPFLAGS += -DEXCHANGE_HOOKS
+
+$(BUILD)/tests/stress-remap: $(BUILD)/tests/stress/stress_remap.o $(EXCHANGE_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/tests/stress/exchange_cost.o: CPPFLAGS += -DEXCHANGE_HOOKS
+$(BUILD)/tests/exchange-cost: $(BUILD)/tests/stress/exchange_cost.o $(EXCHANGE_HOOKS_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcunit
+
+$(AGENT_OBJ) $(EXCHANGE_HOOKS_OBJ): ALL_CFLAGS += -fPIC
+
+$(BUILD)/hooks/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) -DEXCHANGE_HOOKS $(ALL_CFLAGS) -c -o $@ $<
 
 $(BUILD)/%.o: %.c
 	$(call say,CC,$<)

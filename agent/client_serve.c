@@ -1,0 +1,190 @@
+/* The agent's thread: it merges what the daemon asks for.
+ *
+ * What a daemon sends cannot reach memory that is not guest RAM, nor make it hold other bytes than before:
+ *
+ * packet_check()     lengths, counts and fields of a packet, before anybody looks at it;
+ * store_refuse()     the store is memory that cannot shrink under the mapping (no SIGBUS) and that this process
+ *                    cannot write;
+ * exchange_merge()   window_check() and runs_check() in exchange_plan.c: the window's pages must lie in one slot that
+ *                    the VMM itself has added, and the frames in the store. No address but the window comes from
+ *                    the daemon, and the store goes to an address that the kernel chooses.
+ *
+ * A packet that fails one of these ends the connection. Only a window outside of the slots does not, since the VMM may
+ * have removed its slot when the packet was under way; it is answered with -EINVAL.
+ *
+ * What a daemon holds is another matter: with the userfaultfd and the journal, which R5 gives it so that it can finish
+ * an exchange, its owner could move and fill any page of this process. Hence peer_check(), before they are sent. */
+#include "agent/client_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include "core/cleanup.h"
+
+#define PAGE WINDOW_PAGE_BYTES
+
+void client_end(struct memvirt_agent *a, const char *why)
+{
+	const char *none = NULL;
+
+	if (atomic_compare_exchange_strong(&a->ended, &none, why))
+		shutdown(a->sock, SHUT_RDWR);
+}
+
+/* Why not this store; NULL if it will do. Seals first: only memfds answer, and no other file system is asked anything
+ * that it could take its time for. Huge pages of hugetlbfs cannot be mapped in pieces. Writable would be R11's loss:
+ * one wrong mapping of it and every VM sees what this one wrote. */
+static const char *store_refuse(int fd, uint32_t frames)
+{
+	int seals = fcntl(fd, F_GET_SEALS), flags = fcntl(fd, F_GETFL);
+	struct statfs fs;
+	struct stat st;
+
+	if (seals < 0 || (seals & CLIENT_SEALS) != CLIENT_SEALS)
+		return "the daemon's store is not a sealed memfd";
+	if (flags < 0 || (flags & O_ACCMODE) != O_RDONLY)
+		return "the daemon's store is writable";
+	if (fstatfs(fd, &fs) < 0 || fs.f_type != TMPFS_MAGIC)
+		return "the daemon's store is not plain memory";
+	if (fstat(fd, &st) < 0 || st.st_size < 0 || (uint64_t)st.st_size / PAGE < frames)
+		return "the daemon's store is too small";
+	return NULL;
+}
+
+/* At a multiple of 2 MiB, so that what the store holds in huge pages is mapped so. NULL if it cannot be mapped. */
+static uint8_t *store_map(int fd, size_t len)
+{
+	uint8_t *room = mmap(NULL, len + WINDOW_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t head;
+
+	if (room == MAP_FAILED)
+		return NULL;
+	head = (size_t)(-(uintptr_t)room & (WINDOW_BYTES - 1));
+	if (mmap(room + head, len, PROT_READ, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) == MAP_FAILED) {
+		munmap(room, len + WINDOW_BYTES);
+		return NULL;
+	}
+	if (head > 0)
+		munmap(room, head);
+	munmap(room + head + len, WINDOW_BYTES - head);
+	/* For speed and small core files only. */
+	madvise(room + head, len, MADV_HUGEPAGE);
+	madvise(room + head, len, MADV_DONTDUMP);
+	madvise(room + head, len, MADV_DONTFORK);
+	return room + head;
+}
+
+static const char *store_take(struct memvirt_agent *a, struct packet *p)
+{
+	const char *why = store_refuse(p->fds[0], p->store.frames);
+	uint8_t *map;
+
+	if (a->store.map)
+		return "the daemon sent a second store";
+	if (why)
+		return why;
+	map = store_map(p->fds[0], p->store.frames * PAGE);
+	if (!map)
+		return "the daemon's store cannot be mapped";
+	a->store.map = map;
+	a->store.frames = p->store.frames;
+	a->store.fd = take_fd(p->fds[0]);
+	return NULL;
+}
+
+static int answer(struct memvirt_agent *a, const struct agent_merge *m, int err, uint64_t stall_ns)
+{
+	struct agent_merged *reply = packet_merged(&a->out);
+	uint64_t stall_us = stall_ns / 1000;
+	unsigned count = err == 0 ? m->header.count : 0;
+
+	reply->header = (struct agent_header){ .type = AGENT_MERGED,
+					       .count = (uint16_t)count,
+					       .sequence = m->header.sequence };
+	reply->error = err;
+	reply->stall_us = stall_us < UINT32_MAX ? (uint32_t)stall_us : UINT32_MAX;
+	reply->window = m->window;
+	for (unsigned i = 0; i < count; i++) {
+		const struct exchange_run *r = &a->runs[i];
+
+		reply->results[i] = (struct agent_result){ .merged = r->merged, .outcome = r->outcome, .error = r->err };
+	}
+	return packet_send(a->sock, reply, sizeof(*reply) + count * sizeof(reply->results[0]), NULL, 0);
+}
+
+static const char *merge(struct memvirt_agent *a, const struct agent_merge *m)
+{
+	const struct exchange_options opt = { .min_pages_huge = m->min_pages_huge,
+					      .min_pages = m->min_pages,
+					      .min_piece = m->min_piece };
+	const struct exchange_counters *counters = exchange_counters(a->x);
+	uint64_t stall_ns = counters->stall_ns;
+	int err;
+
+	if (!a->store.map)
+		return "the daemon asked for merging before it sent its store";
+	for (unsigned i = 0; i < m->header.count; i++) {
+		const struct agent_run *r = &m->runs[i];
+		bool zero = r->frame == AGENT_ZERO;
+
+		/* Runs that ascend and stay in the window: packet_check(). */
+		if (!zero && (r->frame >= a->store.frames || r->pages > a->store.frames - r->frame))
+			return "the daemon named frames outside of its store";
+		a->runs[i] = (struct exchange_run){ .first = r->first,
+						    .pages = r->pages,
+						    .frame = zero ? EXCHANGE_ZERO : r->frame };
+	}
+	err = exchange_merge(a->x, m->window, &a->store, a->runs, m->header.count, &opt);
+	if (answer(a, m, err, counters->stall_ns - stall_ns) < 0)
+		return "the daemon is gone";
+	return NULL;
+}
+
+static const char *receive_why(int err)
+{
+	switch (err) {
+	case -EPROTO:
+	case -EPROTONOSUPPORT:
+	case -EMSGSIZE:
+	case -ETOOMANYREFS:
+		return "the daemon sent a packet that is not well formed";
+	default:
+		return "the daemon is gone";
+	}
+}
+
+/* NULL: go on. */
+static const char *serve_one(struct memvirt_agent *a)
+{
+	const char *why = "the daemon sent what only agents send";
+	int err = packet_receive(a->sock, &a->in, 0);
+
+	if (err < 0)
+		return receive_why(err);
+	if (a->in.header.type == AGENT_STORE)
+		why = store_take(a, &a->in);
+	else if (a->in.header.type == AGENT_MERGE)
+		why = merge(a, packet_merge(&a->in));
+	packet_close(&a->in);
+	return why;
+}
+
+void *client_serve(void *arg)
+{
+	struct memvirt_agent *a = arg;
+	const char *why;
+
+	prctl(PR_SET_NAME, "memvirt-agent");
+	do {
+		why = serve_one(a);
+	} while (!why);
+	client_end(a, why);
+	return NULL;
+}

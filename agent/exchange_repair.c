@@ -1,0 +1,120 @@
+/* R5: the window outlives its executor. The journal and the page tables say everything that is needed.
+ *
+ * The executor is dead, or gave up with pages stuck: nobody else moves pages now. A page that is in staging and
+ * not settled is copied to its place. What the journal may be behind by is one call:
+ * - a move out or back: the page is in one place or in the other, and the page tables say in which;
+ * - a copy back:  EEXIST, and the window has the page;
+ * - a mapping over the run: ENOENT, for the mapping at that place is not registered any more. It holds equal bytes.
+ * - a zero page that was verified but not noted is copied back: right as well.
+ * Only when nothing is left is the window unregistered and woken. Run twice, it does nothing the second time. */
+#include <errno.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "agent/exchange_internal.h"
+#include "agent/uffd.h"
+#include "core/cleanup.h"
+#include "core/kernel_abi.h"
+
+#define REPAIR_RETRIES_MAX 64
+
+static int peer_read(pid_t pid, uint64_t addr, uint8_t *page)
+{
+	struct iovec here = { .iov_base = page, .iov_len = WINDOW_PAGE_BYTES };
+	struct iovec there = { .iov_base = (void *)(uintptr_t)addr, .iov_len = WINDOW_PAGE_BYTES };
+	ssize_t n = process_vm_readv(pid, &here, 1, &there, 1, 0);
+
+	if (n < 0)
+		return -errno;
+	return n == (ssize_t)WINDOW_PAGE_BYTES ? 0 : -EIO;
+}
+
+static int page_restore(const struct exchange_journal *j, pid_t pid, int uffd, int pagemap_fd, unsigned p)
+{
+	uint64_t to = j->window + p * WINDOW_PAGE_BYTES, done = 0;
+	_Alignas(WINDOW_PAGE_BYTES) uint8_t page[WINDOW_PAGE_BYTES];
+	struct page_states st;
+	int err = peer_read(pid, j->staging + p * WINDOW_PAGE_BYTES, page);
+
+	if (err < 0)
+		return err;
+	for (unsigned tries = 0; tries < REPAIR_RETRIES_MAX; tries++) {
+		err = uffd_copy(uffd, to, (uint64_t)(uintptr_t)page, WINDOW_PAGE_BYTES, &done);
+		if (err != -EAGAIN && err != -EINTR)
+			break;
+	}
+	if (err == -ENOENT)
+		return 0;
+	if (err == -EEXIST) {
+		err = pagemap_read(pagemap_fd, j->window, p, 1, &st);
+		return err < 0 ? err : st.flags[p] != 0 ? 0 : -EEXIST;
+	}
+	return err;
+}
+
+static int window_restore(struct exchange_journal *j, pid_t pid, int uffd)
+{
+	auto_close int pagemap_fd = pagemap_open(pid);
+	struct page_states st;
+	int err = pagemap_fd < 0 ? pagemap_fd : pagemap_read(pagemap_fd, j->staging, j->first, j->pages, &st);
+
+	for (unsigned p = j->first; p < j->first + j->pages && err == 0; p++) {
+		if (st.flags[p] == 0 || bits_test(&j->settled, p))
+			continue;
+		err = page_restore(j, pid, uffd, pagemap_fd, p);
+		if (err == 0)
+			bits_set(&j->settled, p, 1);
+	}
+	return err;
+}
+
+int exchange_repair(struct exchange_journal *j, pid_t pid, int uffd)
+{
+	uint32_t step = __atomic_load_n(&j->step, __ATOMIC_ACQUIRE);
+	uint64_t addr, len;
+	int err = 0;
+
+	if (step == STEP_IDLE || step == STEP_REPAIRED)
+		return 0;
+	/* The journal is the VMM's: do not index with what a hostile one may hold. */
+	if (j->version != EXCHANGE_JOURNAL_VERSION || step >= EXCHANGE_STEPS || j->first > WINDOW_PAGES ||
+	    j->pages > WINDOW_PAGES - j->first || j->pages == 0)
+		return -EBADMSG;
+	addr = j->window + j->first * WINDOW_PAGE_BYTES;
+	len = j->pages * WINDOW_PAGE_BYTES;
+	if (step < STEP_UNREGISTER)
+		err = window_restore(j, pid == 0 ? getpid() : pid, uffd);
+	if (err < 0)
+		return err;
+	if (step < STEP_WAKE) {
+		err = uffd_unregister(uffd, addr, len);
+		if (err < 0)
+			return err;
+	}
+	err = uffd_wake(uffd, addr, len);
+	if (err < 0)
+		return err;
+	if (j->wp) /* refused: the daemon's scan sees that it is skipped, and takes it for dirty (R9) */
+		(void)uffd_register(uffd, addr, len, UFFDIO_REGISTER_MODE_WP);
+	j->stuck = 0;
+	__atomic_store_n(&j->step, STEP_REPAIRED, __ATOMIC_RELEASE);
+	return 0;
+}
+
+int exchange_repair_and_drop(struct exchange *x)
+{
+	struct exchange_journal *j = x->journal;
+	struct staging *s = j->staging == x->huge.base ? &x->huge : &x->small;
+	int err = exchange_repair(j, 0, x->uffd);
+
+	if (err == 0 && j->step == STEP_REPAIRED) {
+		err = staging_rebuild(s); /* frees what is left there: everything is settled */
+		if (err == 0)
+			err = staging_check_empty(x, s);
+		if (err == 0)
+			__atomic_store_n(&j->step, STEP_IDLE, __ATOMIC_RELEASE);
+	}
+	x->stopped = err;
+	return err;
+}

@@ -1,0 +1,232 @@
+#include "agent/packet.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "agent/exchange.h"
+
+#define PAGE UINT64_C(4096)
+#define ERRNO_MAX 4095 /* of the kernel */
+
+/* The layout is the contract: no padding, the same for every compiler. */
+_Static_assert(sizeof(struct agent_header) == 8, "wire");
+_Static_assert(sizeof(struct agent_hello) == 16, "wire");
+_Static_assert(sizeof(struct agent_slot) == 24 && sizeof(struct agent_released) == 24, "wire");
+_Static_assert(sizeof(struct agent_store) == 16, "wire");
+_Static_assert(sizeof(struct agent_run) == 8 && sizeof(struct agent_merge) == 24, "wire");
+_Static_assert(sizeof(struct agent_result) == 8 && sizeof(struct agent_merged) == 24, "wire");
+_Static_assert(sizeof(struct agent_merge) + AGENT_RUNS_MAX * sizeof(struct agent_run) <= AGENT_PACKET_MAX, "wire");
+_Static_assert(sizeof(struct agent_merged) + AGENT_RUNS_MAX * sizeof(struct agent_result) <= AGENT_PACKET_MAX,
+	       "wire");
+
+/* ---- is it well formed ---- */
+
+/* The fixed part, and the size of each of the things that header.count counts; of these at most AGENT_RUNS_MAX. */
+static const struct kind {
+	uint16_t fixed, each;
+	uint8_t fds;
+} kinds[] = {
+	[AGENT_HELLO] = { sizeof(struct agent_hello), 0, 2 },
+	[AGENT_SLOT] = { sizeof(struct agent_slot), 0, 0 },
+	[AGENT_UNSLOT] = { sizeof(struct agent_slot), 0, 0 },
+	[AGENT_STORE] = { sizeof(struct agent_store), 0, 1 },
+	[AGENT_MERGE] = { sizeof(struct agent_merge), sizeof(struct agent_run), 0 },
+	[AGENT_MERGED] = { sizeof(struct agent_merged), sizeof(struct agent_result), 0 },
+	[AGENT_RELEASED] = { sizeof(struct agent_released), 0, 0 },
+};
+
+static bool range_fits(uint64_t hva, uint64_t bytes)
+{
+	return bytes > 0 && (hva | bytes) % PAGE == 0 && hva + bytes > hva;
+}
+
+static bool errno_fits(int32_t err)
+{
+	return err <= 0 && err >= -ERRNO_MAX;
+}
+
+static bool window_fits(uint64_t window)
+{
+	const uint64_t bytes = AGENT_WINDOW_PAGES * PAGE;
+
+	return window % bytes == 0 && window + bytes > window;
+}
+
+static bool merge_fits(const struct agent_merge *m)
+{
+	unsigned next = 0;
+
+	for (unsigned i = 0; i < m->header.count; i++) {
+		const struct agent_run *r = &m->runs[i];
+
+		if (r->pages == 0 || r->first < next || r->first >= AGENT_WINDOW_PAGES ||
+		    r->pages > AGENT_WINDOW_PAGES - r->first)
+			return false;
+		if (r->frame != AGENT_ZERO && r->pages > AGENT_ZERO - r->frame)
+			return false;
+		next = (unsigned)r->first + r->pages;
+	}
+	return m->header.count > 0 && window_fits(m->window);
+}
+
+static bool merged_fits(const struct agent_merged *m)
+{
+	for (unsigned i = 0; i < m->header.count; i++) {
+		const struct agent_result *r = &m->results[i];
+
+		if (r->merged > AGENT_WINDOW_PAGES || r->outcome > EXCHANGE_FAILED || r->reserved != 0 ||
+		    !errno_fits(r->error))
+			return false;
+	}
+	return (m->header.count > 0 || m->error != 0) && errno_fits(m->error) && window_fits(m->window);
+}
+
+int packet_check(struct packet *p, unsigned fd_count)
+{
+	const struct agent_header *h = &p->header;
+	const struct kind *k;
+	bool fits = false;
+
+	if (p->len < sizeof(*h) || h->type < AGENT_HELLO || h->type > AGENT_RELEASED)
+		return -EPROTO;
+	k = &kinds[h->type];
+	if (h->count > (k->each > 0 ? AGENT_RUNS_MAX : 0) || fd_count != k->fds ||
+	    p->len != k->fixed + (size_t)k->each * h->count)
+		return -EPROTO;
+	if (h->sequence != 0 && h->type != AGENT_MERGE && h->type != AGENT_MERGED)
+		return -EPROTO;
+	switch ((enum agent_message)h->type) {
+	case AGENT_HELLO:
+		if (p->hello.version != AGENT_PROTOCOL_VERSION)
+			return -EPROTONOSUPPORT;
+		fits = p->hello.reserved == 0;
+		break;
+	case AGENT_SLOT:
+	case AGENT_UNSLOT:
+		fits = range_fits(p->slot.hva, p->slot.bytes);
+		break;
+	case AGENT_STORE:
+		fits = p->store.frames > 0 && p->store.reserved == 0;
+		break;
+	case AGENT_MERGE:
+		fits = merge_fits(packet_merge(p));
+		break;
+	case AGENT_MERGED:
+		fits = merged_fits(packet_merged(p));
+		break;
+	case AGENT_RELEASED:
+		fits = range_fits(p->released.hva, p->released.bytes);
+		break;
+	}
+	return fits ? 0 : -EPROTO;
+}
+
+/* ---- receiving ---- */
+
+union control {
+	struct cmsghdr header; /* for its alignment */
+	char bytes[CMSG_SPACE(PACKET_FDS_MAX * sizeof(int))];
+};
+
+/* The kernel has put every descriptor that it names here into our table: each is kept or closed. A sender may
+ * split them over several messages; the kernel gives them as one, but nothing here depends on that. */
+static int fds_take(struct msghdr *msg, struct packet *p, unsigned *ret_count)
+{
+	unsigned count = 0;
+	int err = 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+		size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+			err = -EPROTO;
+			continue;
+		}
+		for (size_t i = 0; i < n; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(fd), sizeof(fd));
+			if (count < PACKET_FDS_MAX) {
+				p->fds[count++] = fd;
+			} else {
+				close(fd);
+				err = -ETOOMANYREFS;
+			}
+		}
+	}
+	*ret_count = count;
+	return err;
+}
+
+int packet_receive(int sock, struct packet *p, int flags)
+{
+	union control control;
+	struct iovec iov = { .iov_base = p->bytes, .iov_len = sizeof(p->bytes) };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+	};
+	unsigned fd_count;
+	ssize_t n;
+	int err;
+
+	p->len = 0;
+	for (unsigned i = 0; i < PACKET_FDS_MAX; i++)
+		p->fds[i] = -1;
+	do {
+		n = recvmsg(sock, &msg, flags | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	/* Before anything is judged: an empty packet may carry descriptors as well, and a truncated list leaves
+	 * those that did fit with us. */
+	err = fds_take(&msg, p, &fd_count);
+	p->len = (size_t)n;
+	if (msg.msg_flags & MSG_CTRUNC)
+		err = -ETOOMANYREFS;
+	else if (msg.msg_flags & MSG_TRUNC)
+		err = -EMSGSIZE;
+	else if (err == 0)
+		err = n == 0 ? -ECONNRESET : packet_check(p, fd_count);
+	if (err < 0)
+		packet_close(p);
+	return err;
+}
+
+void packet_close(struct packet *p)
+{
+	for (unsigned i = 0; i < PACKET_FDS_MAX; i++) {
+		if (p->fds[i] >= 0)
+			close(p->fds[i]);
+		p->fds[i] = -1;
+	}
+}
+
+/* ---- sending ---- */
+
+int packet_send(int sock, const void *bytes, size_t len, const int *fds, unsigned fd_count)
+{
+	union control control;
+	struct iovec iov = { .iov_len = len };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (len == 0 || len > AGENT_PACKET_MAX || fd_count > PACKET_FDS_MAX)
+		return -EINVAL;
+	memcpy(&iov.iov_base, &bytes, sizeof(bytes)); /* sendmsg() only reads */
+	if (fd_count > 0) {
+		memset(&control, 0, sizeof(control));
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(fd_count * sizeof(int));
+		memcpy(CMSG_DATA(&control.header), fds, fd_count * sizeof(int));
+		msg.msg_control = &control;
+		msg.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
+	}
+	do {
+		n = sendmsg(sock, &msg, MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
