@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "agent/memvirt-agent.h"
 #include "bench/lib/replay_mem.h"
 #include "bench/lib/replay_work.h"
 #include "core/cleanup.h"
@@ -22,6 +23,7 @@ struct replay {
 	struct replay_mem mem;
 	struct victim *victim;
 	struct dirtier *dirtier;
+	struct memvirt_agent *agent;
 	bool quit;
 };
 
@@ -131,6 +133,17 @@ static json_t *run_stats(struct replay *r, const char *args, const char **ret_wh
 			 "anon_huge_kib", (json_int_t)huge_kib);
 }
 
+static json_t *run_attach(struct replay *r, const char *args, const char **ret_why)
+{
+	*ret_why = "attach SOCKET, once";
+	if (r->agent || *args == '\0')
+		return NULL;
+	if (memvirt_agent_attach(args, &r->agent, ret_why) < 0 ||
+	    memvirt_agent_add_slot(r->agent, r->mem.base, r->mem.info.bytes, ret_why) < 0)
+		return NULL;
+	return json_object();
+}
+
 static json_t *run_quit(struct replay *r, const char *args, const char **ret_why)
 {
 	(void)args;
@@ -140,6 +153,7 @@ static json_t *run_quit(struct replay *r, const char *args, const char **ret_why
 }
 
 static const struct command commands[] = {
+	{ "attach", "SOCKET - let a daemon merge the memory through the agent", run_attach },
 	{ "dirty", "PAGES_PER_S | off - change random pages at this rate; off puts them back", run_dirty },
 	{ "victim", "start [ACCESSES_PER_S] | stop - touch random pages; stop reports how long accesses took",
 	  run_victim },

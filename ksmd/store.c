@@ -321,16 +321,22 @@ void store_adopt_end(struct store *s)
 
 /* ---- figures ---- */
 
+uint64_t store_memory_bytes(const struct store *s)
+{
+	struct stat st;
+
+	return fstat(s->fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+}
+
 void store_count(const struct store *s, struct store_counts *ret_counts)
 {
 	uint64_t blocks = s->blocks_high;
-	struct stat st;
 
 	*ret_counts = (struct store_counts){
 		.frames_used = s->used,
 		.frames_filling = s->filling,
 		.huge_blocks = s->huge,
-		.bytes = fstat(s->fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0,
+		.bytes = store_memory_bytes(s),
 		.metadata_bytes = sizeof(*s) + blocks * (sizeof(*s->blocks) + STORE_BLOCK_FRAMES * sizeof(*s->refs)),
 	};
 }

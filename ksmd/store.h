@@ -86,6 +86,9 @@ const void *store_frame(const struct store *s, uint32_t frame);
 
 /* ---- figures ---- */
 
+/* Memory of the file, frames that nobody uses included. From any thread. */
+uint64_t store_memory_bytes(const struct store *s);
+
 struct store_counts {
 	uint64_t frames_used;	 /* allocated or published */
 	uint64_t frames_filling; /* of these: not published */

@@ -33,6 +33,8 @@ struct engine {
 	int (*step)(void *e, const struct meter_sample *s);
 	/* Of its own, the kernel scanner's apart; at the highest so far. NULL: none. */
 	uint64_t (*metadata_bytes)(const void *e);
+	/* Pages of its own that hold what the guests share: not saved. From any thread. NULL: none. */
+	uint64_t (*held_pages)(const void *e);
 	/* Its last decision in words, for people; borrowed until stop(). NULL: none. */
 	const char *(*why)(const void *e);
 	/* Leaves merged memory merged. Frees e. */
@@ -44,6 +46,7 @@ extern const struct engine engine_ksm;
 extern const struct engine engine_ksmtuned;
 extern const struct engine engine_kernel;	 /* engine_kernel.c */
 extern const struct engine engine_kernel_default;
+extern const struct engine engine_remap;	 /* engine_remap.c */
 
 /* All engines, NULL-terminated, in the order in which they are run. */
 const struct engine *const *engine_list(void);

@@ -108,9 +108,31 @@ static uint64_t shared_pages(const struct meter *m)
 							      (double)(frames + beyond));
 }
 
+/* The agent's thread in a replay process works for the engine too. */
+static uint64_t agent_cpu_ns(const struct fsio *fs, pid_t pid)
+{
+	auto_closedir DIR *d = fsio_opendir(fs, "proc/%d/task", (int)pid);
+	const struct dirent *entry;
+	uint64_t ns = 0;
+
+	while (d && (entry = readdir(d))) {
+		char name[32];
+		int tid = atoi(entry->d_name);
+
+		if (tid > 0 && fsio_read(fs, name, sizeof(name), "proc/%d/task/%d/comm", (int)pid, tid) > 0 &&
+		    strcmp(name, "memvirt-agent\n") == 0)
+			ns += thread_cpu_ns(fs, tid);
+	}
+	return ns;
+}
+
 static uint64_t engine_cpu_ns(const struct meter *m)
 {
-	return clock_ns(CLOCK_PROCESS_CPUTIME_ID) + thread_cpu_ns(m->fs, m->ksmd_pid) - m->measuring_ns;
+	uint64_t ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID) + thread_cpu_ns(m->fs, m->ksmd_pid) - m->measuring_ns;
+
+	for (size_t i = 0; i < m->group->count; i++)
+		ns += agent_cpu_ns(m->fs, m->group->proc[i].pid);
+	return ns;
 }
 
 int meter_start(struct meter *m, const struct fsio *fs, const struct replay_group *group, bool uses_ksm)

@@ -1,0 +1,393 @@
+#include "ksmd/remap.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <urcu.h>
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "ept/pagestate.h"
+#include "ksmd/frame_index.h"
+#include "ksmd/pass_internal.h"
+#include "ksmd/plan.h"
+#include "ksmd/store.h"
+
+/* An agent answers a window within milliseconds; one that does not is hung, and so are perhaps its guest's
+ * threads, which is for the repair to end. */
+#define ANSWER_TIMEOUT_MS 5000
+#define HUGE_BYTES ((uint64_t)PLAN_WINDOW_PAGES * PAGE_BYTES)
+
+struct remap {
+	const struct fsio *fs;
+	struct store *store;
+	struct frame_index *index;
+};
+
+/* A window on its way: what its answer needs. */
+struct sent {
+	uint64_t window;
+	uint16_t count;
+	struct agent_run runs[AGENT_RUNS_MAX];
+};
+
+struct lane { /* of one VM */
+	const struct remap_vm *vm;
+	bool broken;
+	struct sent sent[AGENT_PEER_OUTSTANDING];
+	unsigned first, count;
+};
+
+struct round {
+	struct remap *r;
+	struct lane *lanes;
+	size_t count;
+	struct plan_range *ranges;
+	size_t range_count;
+	uint64_t **huge; /* per range */
+	struct remap_result result;
+};
+
+int remap_new(const struct fsio *fs, const char *domain, uint32_t frames, struct remap **ret_remap)
+{
+	struct remap *r = calloc(1, sizeof(*r));
+	struct store_options options = { .name = domain, .node = -1 };
+	int error;
+
+	if (!r)
+		return -ENOMEM;
+	r->fs = fs;
+	options.frames = (frames + STORE_BLOCK_FRAMES - 1) / STORE_BLOCK_FRAMES * STORE_BLOCK_FRAMES;
+	error = store_new(fs, &options, &r->store);
+	if (error == 0)
+		error = frame_index_new(options.frames, &r->index);
+	if (error < 0) {
+		remap_free(r);
+		return error;
+	}
+	*ret_remap = r;
+	return 0;
+}
+
+struct remap *remap_free(struct remap *r)
+{
+	if (!r)
+		return NULL;
+	frame_index_free(r->index);
+	store_free(r->store);
+	free(r);
+	return NULL;
+}
+
+uint64_t remap_memory_pages(const struct remap *r)
+{
+	return store_memory_bytes(r->store) / PAGE_BYTES;
+}
+
+int remap_give_store(struct remap *r, struct agent_peer *peer)
+{
+	return agent_peer_give_store(peer, r->store);
+}
+
+/* ---- what the planner is told ---- */
+
+/* A bit for each window of the target that is one huge page. */
+static uint64_t *huge_windows(const struct scan_target *t)
+{
+	uint64_t base = t->hva / HUGE_BYTES, end = t->hva + t->pages * PAGE_BYTES, at = t->hva;
+	size_t windows = (size_t)((end - 1) / HUGE_BYTES - base + 1);
+	uint64_t *bits = calloc((windows + 63) / 64, sizeof(*bits));
+	struct page_range ranges[64];
+
+	while (bits && at < end) {
+		ssize_t n = pagestate_ranges(t->pagemap_fd, at, end, ranges, 64, &at);
+
+		for (ssize_t i = 0; i < n; i++) {
+			if (!(ranges[i].flags & PAGE_HUGE))
+				continue;
+			for (uint64_t w = (ranges[i].start + HUGE_BYTES - 1) / HUGE_BYTES;
+			     (w + 1) * HUGE_BYTES <= ranges[i].end; w++)
+				bits[(w - base) / 64] |= UINT64_C(1) << ((w - base) % 64);
+		}
+		if (n < 0)
+			break;
+	}
+	return bits;
+}
+
+static int ranges_make(struct round *o)
+{
+	size_t total = 0;
+
+	for (size_t i = 0; i < o->count; i++)
+		total += o->lanes[i].vm->table->target_count;
+	o->ranges = calloc(total + 1, sizeof(*o->ranges));
+	o->huge = calloc(total + 1, sizeof(*o->huge));
+	if (!o->ranges || !o->huge)
+		return -ENOMEM;
+	for (size_t i = 0; i < o->count; i++) {
+		const struct page_table *t = o->lanes[i].vm->table;
+		uint64_t page = 0;
+
+		for (size_t k = 0; k < t->target_count; k++) {
+			const struct scan_target *target = &t->targets[k];
+
+			o->huge[o->range_count] = huge_windows(target);
+			if (!o->huge[o->range_count])
+				return -ENOMEM;
+			o->ranges[o->range_count] = (struct plan_range){
+				.vm = (uint32_t)i,
+				.first_page = page,
+				.hva = target->hva,
+				.pages = target->pages,
+				.hashes = target->hashes,
+				.huge = o->huge[o->range_count],
+			};
+			o->range_count++;
+			page += target->pages;
+		}
+	}
+	return 0;
+}
+
+/* The address of page number "page" of VM number vm. */
+static uint64_t page_hva(const struct round *o, uint32_t vm, uint64_t page)
+{
+	for (size_t i = 0; i < o->range_count; i++) {
+		const struct plan_range *g = &o->ranges[i];
+
+		if (g->vm == vm && page >= g->first_page && page - g->first_page < g->pages)
+			return g->hva + (page - g->first_page) * PAGE_BYTES;
+	}
+	return 0;
+}
+
+/* ---- answers ---- */
+
+static void answer_count(struct round *o, struct lane *lane, const struct agent_answer *a)
+{
+	const struct sent *s = &lane->sent[lane->first];
+
+	for (size_t i = 0; i < s->count; i++) {
+		const struct agent_run *run = &s->runs[i];
+		uint16_t merged = a->error ? 0 : a->results[i].merged;
+
+		if (run->frame == AGENT_ZERO) {
+			o->result.zero_pages += merged;
+			continue;
+		}
+		o->result.merged_pages += merged;
+		o->result.runs += merged > 0;
+		/* An agent that says it mapped nothing holds nothing: it had only this window to map them. */
+		if (merged == 0)
+			store_unreference(o->r->store, run->frame, run->pages);
+	}
+	for (size_t i = 0; i < a->count; i++) {
+		/* enum exchange_outcome: merged, unequal, busy, absent, skipped, failed */
+		o->result.unequal_runs += a->results[i].outcome == 1;
+		o->result.busy_runs += a->results[i].outcome == 2;
+		o->result.skipped_runs += a->results[i].outcome == 4;
+		o->result.failed_runs += a->results[i].outcome == 5;
+	}
+	if (a->stall_us > o->result.stall_us_max)
+		o->result.stall_us_max = a->stall_us;
+	lane->first = (lane->first + 1) % AGENT_PEER_OUTSTANDING;
+	lane->count--;
+}
+
+/* Takes answers until at most "left" windows are without one. */
+static void answers_take(struct round *o, struct lane *lane, unsigned left)
+{
+	struct agent_answer answer;
+
+	while (!lane->broken && lane->count > left) {
+		int r = agent_peer_take(lane->vm->peer, ANSWER_TIMEOUT_MS, &answer);
+
+		if (r == 1)
+			answer_count(o, lane, &answer);
+		if (r < 0) {
+			log_warning("agent pid=%d gives no answer, its VM is merged no further: %s",
+				    (int)agent_peer_pid(lane->vm->peer), strerror(-r));
+			lane->broken = true;
+		}
+	}
+}
+
+/* ---- windows ---- */
+
+/* Fills the frames that this window is the first to use, and makes them known. */
+static int window_fill(struct round *o, const struct plan *plan, const struct plan_window *w)
+{
+	struct store_piece pieces[PLAN_WINDOW_PAGES];
+	const struct agent_peer *peer = o->lanes[w->vm].vm->peer;
+	struct remap *r = o->r;
+	size_t done = 0;
+	int error;
+
+	for (uint32_t i = 0; i < w->fill_count; i++)
+		pieces[i] = (struct store_piece){ w->fills[i].frame, w->fills[i].pages,
+						  page_hva(o, w->vm, w->fills[i].page) };
+	error = w->fill_count ? store_fill(r->store, agent_peer_pid(peer), agent_peer_pidfd(peer), pieces,
+					   w->fill_count, &done) :
+				0;
+	if (error < 0)
+		return error;
+	for (uint32_t i = 0; i < w->fill_count; i++) {
+		error = store_publish(r->store, w->fills[i].frame, w->fills[i].pages);
+		for (uint32_t k = 0; error == 0 && k < w->fills[i].pages; k++)
+			error = frame_index_put(r->index, plan_page_hash(plan, w->vm, w->fills[i].page + k),
+						w->fills[i].frame + k);
+		if (error < 0)
+			return error;
+		o->result.filled_frames += w->fills[i].pages;
+	}
+	return 0;
+}
+
+/* The window's runs whose frames can be referenced, as the agent is told them. */
+static size_t window_runs(struct round *o, const struct plan_window *w, uint64_t window, struct sent *s)
+{
+	for (uint32_t i = 0; i < w->run_count; i++) {
+		const struct plan_run *run = &w->runs[i];
+		uint64_t at = page_hva(o, w->vm, run->page);
+
+		/* A frame whose fill failed, in this window or an earlier one, is not published. */
+		if (run->frame != PLAN_ZERO && store_reference(o->r->store, run->frame, run->pages) < 0)
+			continue;
+		s->runs[s->count++] = (struct agent_run){ (uint16_t)((at - window) / PAGE_BYTES),
+							  (uint16_t)run->pages,
+							  run->frame == PLAN_ZERO ? AGENT_ZERO : run->frame };
+	}
+	s->window = window;
+	return s->count;
+}
+
+static void window_send(struct round *o, const struct plan *plan, const struct plan_window *w)
+{
+	struct lane *lane = &o->lanes[w->vm];
+	uint64_t window = page_hva(o, w->vm, w->page) / HUGE_BYTES * HUGE_BYTES;
+	struct sent *s;
+	int r;
+
+	if (lane->broken)
+		return;
+	r = window_fill(o, plan, w);
+	if (r < 0)
+		log_debug("window 0x%llx: frames not filled: %s", (unsigned long long)window, strerror(-r));
+	answers_take(o, lane, AGENT_PEER_OUTSTANDING - 1);
+	s = &lane->sent[(lane->first + lane->count) % AGENT_PEER_OUTSTANDING];
+	s->count = 0;
+	if (lane->broken || window_runs(o, w, window, s) == 0)
+		return;
+	r = agent_peer_merge(lane->vm->peer, window, s->runs, s->count,
+			     (uint16_t)PLAN_LIMITS_DEFAULT.window_min_huge,
+			     (uint16_t)PLAN_LIMITS_DEFAULT.window_min_small);
+	if (r < 0) {
+		lane->broken = true;
+		return;
+	}
+	lane->count++;
+	o->result.windows++;
+}
+
+/* ---- a round ---- */
+
+/* The extents that the plan asks for. */
+static int frames_allocate(struct round *o, const struct plan_need *need, struct plan *plan, uint32_t *ret_blocks,
+			   uint32_t *ret_frames)
+{
+	int r = 0;
+
+	*ret_blocks = *ret_frames = 0;
+	if (need->block_frames)
+		r = store_alloc(o->r->store, need->block_frames, STORE_BLOCK_FRAMES, ret_blocks);
+	if (r == 0 && need->frames)
+		r = store_alloc(o->r->store, need->frames, 1, ret_frames);
+	return r < 0 ? r : plan_place(plan, *ret_blocks, *ret_frames);
+}
+
+static int plan_make(struct round *o, struct plan **ret_plan)
+{
+	struct plan_input input = {
+		.ranges = o->ranges,
+		.range_count = o->range_count,
+		.vm_count = o->count,
+		.limits = PLAN_LIMITS_DEFAULT,
+		.index = o->r->index,
+	};
+	struct plan_vm *vms = calloc(o->count + 1, sizeof(*vms));
+	int r;
+
+	if (!vms)
+		return -ENOMEM;
+	for (size_t i = 0; i < o->count; i++)
+		vms[i].mappings_left = o->lanes[i].vm->mappings_left;
+	input.vms = vms;
+	r = plan_new(&input, ret_plan);
+	free(vms);
+	if (r == 0)
+		r = plan_join(*ret_plan, NULL);
+	return r;
+}
+
+static int windows_run(struct round *o, struct plan *plan)
+{
+	struct plan_window *w = malloc(sizeof(*w));
+	struct plan_need need;
+	uint32_t blocks = 0, frames = 0;
+	int r;
+
+	if (!w)
+		return -ENOMEM;
+	r = plan_build(plan, &need);
+	if (r == 0)
+		r = frames_allocate(o, &need, plan, &blocks, &frames);
+	while (r == 0 && plan_next(plan, w) == 1)
+		window_send(o, plan, w);
+	for (size_t i = 0; i < o->count; i++)
+		answers_take(o, &o->lanes[i], 0);
+	/* What was allocated and came to no use. */
+	if (r == 0 && need.block_frames)
+		store_release(o->r->store, blocks, need.block_frames);
+	if (r == 0 && need.frames)
+		store_release(o->r->store, frames, need.frames);
+	free(w);
+	return r;
+}
+
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, struct remap_result *ret_result)
+{
+	struct round o = { .r = r, .count = count };
+	uint64_t start = clock_mono_ns();
+	struct plan *plan = NULL;
+	struct store_counts counts;
+	int error = 0;
+
+	rcu_register_thread();
+	o.lanes = calloc(count + 1, sizeof(*o.lanes));
+	if (!o.lanes)
+		error = -ENOMEM;
+	for (size_t i = 0; error == 0 && i < count; i++)
+		o.lanes[i].vm = &vms[i];
+	if (error == 0)
+		error = ranges_make(&o);
+	if (error == 0)
+		error = plan_make(&o, &plan);
+	o.result.plan_seconds = (double)(clock_mono_ns() - start) / (double)NSEC_PER_SEC;
+	if (error == 0)
+		error = windows_run(&o, plan);
+	store_count(r->store, &counts);
+	if (plan)
+		o.result.metadata_bytes = plan_bytes(plan) + counts.metadata_bytes + frame_index_bytes(r->index);
+	plan_free(plan);
+	for (size_t i = 0; i < o.range_count; i++)
+		free(o.huge[i]);
+	free(o.huge);
+	free(o.ranges);
+	free(o.lanes);
+	rcu_unregister_thread();
+	o.result.seconds = (double)(clock_mono_ns() - start) / (double)NSEC_PER_SEC;
+	if (error == 0)
+		*ret_result = o.result;
+	return error;
+}
