@@ -12,7 +12,7 @@ WERROR ?= 1
 SAN ?=
 
 PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa
-DEPS_BUILD := gcc clang libclang-rt-14-dev make pkg-config libsystemd-dev libjansson-dev liburcu-dev \
+DEPS_BUILD := gcc libc6-dev clang libclang-rt-14-dev make pkg-config libsystemd-dev libjansson-dev liburcu-dev \
 	libxxhash-dev libinih-dev libnuma-dev libcunit1-dev
 DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3
 DEPS := $(DEPS_BUILD) $(DEPS_TEST)
