@@ -69,18 +69,25 @@ needs_root()
 	[ "$(id -u)" = 0 ] || skip "needs root"
 }
 
+# KSM belongs to the whole host, and every daemon on it finds every guest: tests and benches take turns.
+take_turns()
+{
+	[ ! -e /proc/$$/fd/9 ] || return 0
+	exec 9>/tmp/memvirt-ksm.lock
+	flock 9
+}
+
 needs_ksm()
 {
 	[ -w "$ksm/run" ] || skip "this kernel has no KSM"
-	# One user of KSM at a time: tests and benches take turns.
-	exec 9>/tmp/memvirt-ksm.lock
-	flock 9
+	take_turns
 	ksm_knobs >"$work/ksm-before"
 }
 
 needs_qemu()
 {
 	command -v qemu-system-x86_64 >/dev/null || skip "qemu-system-x86_64 is not installed"
+	take_turns
 	"$guest/build-image.sh" "$build/guest" 9>&-
 	export MEMVIRT_GUEST_IMAGE=$build/guest
 }
