@@ -28,6 +28,12 @@
 
 #include "core/cleanup.h"
 
+/* The wire's outcomes are the exchange's. */
+_Static_assert((int)AGENT_RUN_MERGED == (int)EXCHANGE_MERGED && (int)AGENT_RUN_UNEQUAL == (int)EXCHANGE_UNEQUAL &&
+		       (int)AGENT_RUN_BUSY == (int)EXCHANGE_BUSY && (int)AGENT_RUN_ABSENT == (int)EXCHANGE_ABSENT &&
+		       (int)AGENT_RUN_SKIPPED == (int)EXCHANGE_SKIPPED && (int)AGENT_RUN_FAILED == (int)EXCHANGE_FAILED,
+	       "enum agent_outcome");
+
 #define PAGE WINDOW_PAGE_BYTES
 
 void client_end(struct memvirt_agent *a, const char *why)

@@ -67,9 +67,19 @@ struct agent_merge {
 	struct agent_run runs[]; /* at most AGENT_RUNS_MAX */
 };
 
+/* What became of a run; the gravest of its pages. */
+enum agent_outcome {
+	AGENT_RUN_MERGED,  /* all of it */
+	AGENT_RUN_UNEQUAL, /* pages differ from their frames */
+	AGENT_RUN_BUSY,	   /* pages are pinned for I/O or shared by a fork */
+	AGENT_RUN_ABSENT,  /* pages are not present, or merged already */
+	AGENT_RUN_SKIPPED, /* too little to gain in its window */
+	AGENT_RUN_FAILED,  /* see error */
+};
+
 struct agent_result {
 	uint16_t merged; /* pages */
-	uint8_t outcome; /* enum exchange_outcome */
+	uint8_t outcome; /* enum agent_outcome */
 	uint8_t reserved;
 	int32_t error;	 /* 0 or -errno */
 };

@@ -183,11 +183,10 @@ static void answer_count(struct round *o, struct lane *lane, const struct agent_
 			store_unreference(o->r->store, run->frame, run->pages);
 	}
 	for (size_t i = 0; i < a->count; i++) {
-		/* enum exchange_outcome: merged, unequal, busy, absent, skipped, failed */
-		o->result.unequal_runs += a->results[i].outcome == 1;
-		o->result.busy_runs += a->results[i].outcome == 2;
-		o->result.skipped_runs += a->results[i].outcome == 4;
-		o->result.failed_runs += a->results[i].outcome == 5;
+		o->result.unequal_runs += a->results[i].outcome == AGENT_RUN_UNEQUAL;
+		o->result.busy_runs += a->results[i].outcome == AGENT_RUN_BUSY;
+		o->result.skipped_runs += a->results[i].outcome == AGENT_RUN_SKIPPED;
+		o->result.failed_runs += a->results[i].outcome == AGENT_RUN_FAILED;
 	}
 	if (a->stall_us > o->result.stall_us_max)
 		o->result.stall_us_max = a->stall_us;
