@@ -95,6 +95,9 @@ int ksmd_apply(void *m, bool dry_run)
 	struct ksmd *k = m;
 	int r = 0;
 
+	/* Before a pass may start: it writes the tables that the split reads. */
+	if (k->policy.state != KSM_MERGE)
+		zero_split_end(k);
 	if (k->pass_planned) {
 		k->pass_planned = false;
 		r = pass_begin(k);
@@ -103,9 +106,7 @@ int ksmd_apply(void *m, bool dry_run)
 	}
 	if (k->kernel)
 		r = scanner_set(k);
-	if (k->policy.state != KSM_MERGE)
-		zero_split_end(k);
-	else if (!k->split_done && !k->pass && !dry_run) /* a pass writes the tables that it reads */
+	if (k->policy.state == KSM_MERGE && !k->split_done && !k->pass && !dry_run)
 		zero_split_begin(k);
 	if (r < 0 && k->plan.action == KSM_STOP)
 		k->left_running = true; /* stop it again in the next tick */
