@@ -171,7 +171,9 @@ static int journal_open(struct memvirt_agent *a)
 
 static int hello(const struct memvirt_agent *a)
 {
-	const struct agent_hello h = { .header.type = AGENT_HELLO, .version = AGENT_PROTOCOL_VERSION };
+	const struct agent_hello h = { .header.type = AGENT_HELLO,
+				       .version = AGENT_PROTOCOL_VERSION,
+				       .flags = AGENT_CAN_REMAP };
 	const int fds[] = { a->uffd, a->journal_fd };
 
 	return packet_send(a->sock, &h, sizeof(h), fds, ARRAY_SIZE(fds));
@@ -294,8 +296,10 @@ static struct agent_slot *slot_at(struct memvirt_agent *a, uint64_t hva, uint64_
 
 static int slot_send(struct memvirt_agent *a, uint16_t type, const struct agent_slot *s)
 {
-	struct agent_slot packet = { .header.type = type, .hva = s->hva, .bytes = s->bytes };
-	int err = packet_send(a->sock, &packet, sizeof(packet), NULL, 0);
+	const struct agent_slot slot = { .header.type = type, .hva = s->hva, .bytes = s->bytes, .flags = AGENT_CAN_REMAP };
+	const struct agent_range range = { .header.type = type, .hva = s->hva, .bytes = s->bytes };
+	int err = type == AGENT_SLOT ? packet_send(a->sock, &slot, sizeof(slot), NULL, 0) :
+				       packet_send(a->sock, &range, sizeof(range), NULL, 0);
 
 	if (err < 0)
 		client_end(a, "the daemon is gone");
@@ -365,7 +369,7 @@ int memvirt_agent_remove_slot(struct memvirt_agent *a, void *addr)
 
 int memvirt_agent_discard(struct memvirt_agent *a, void *addr, size_t len)
 {
-	struct agent_released released = { .header.type = AGENT_RELEASED,
+	struct agent_range released = { .header.type = AGENT_RELEASED,
 					   .hva = (uint64_t)(uintptr_t)addr,
 					   .bytes = len };
 	size_t merged;

@@ -6,16 +6,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "agent/exchange.h"
-
 #define PAGE UINT64_C(4096)
 #define ERRNO_MAX 4095 /* of the kernel */
 
 /* The layout is the contract: no padding, the same for every compiler. */
 _Static_assert(sizeof(struct agent_header) == 8, "wire");
-_Static_assert(sizeof(struct agent_hello) == 16, "wire");
-_Static_assert(sizeof(struct agent_slot) == 24 && sizeof(struct agent_released) == 24, "wire");
+_Static_assert(sizeof(struct agent_hello) == 112 && sizeof(struct agent_uffd) == 16, "wire");
+_Static_assert(sizeof(struct agent_slot) == 128 && sizeof(struct agent_range) == 24, "wire");
 _Static_assert(sizeof(struct agent_store) == 16, "wire");
+_Static_assert(sizeof(struct agent_hint) == 16 && sizeof(struct agent_hints) == 8, "wire");
+_Static_assert(sizeof(struct agent_hinted) == 16, "wire");
+_Static_assert(sizeof(struct agent_hints) + AGENT_HINTS_MAX * sizeof(struct agent_hint) <= AGENT_PACKET_MAX, "wire");
 _Static_assert(sizeof(struct agent_run) == 8 && sizeof(struct agent_merge) == 24, "wire");
 _Static_assert(sizeof(struct agent_result) == 8 && sizeof(struct agent_merged) == 24, "wire");
 _Static_assert(sizeof(struct agent_merge) + AGENT_RUNS_MAX * sizeof(struct agent_run) <= AGENT_PACKET_MAX, "wire");
@@ -24,19 +25,49 @@ _Static_assert(sizeof(struct agent_merged) + AGENT_RUNS_MAX * sizeof(struct agen
 
 /* ---- is it well formed ---- */
 
-/* The fixed part, and the size of each of the things that header.count counts; of these at most AGENT_RUNS_MAX. */
+/* The fixed part, and the size of each of the things that header.count counts, and how many these may be. */
 static const struct kind {
-	uint16_t fixed, each;
-	uint8_t fds;
+	uint16_t fixed, each, most;
+	bool numbered; /* header.sequence is used */
 } kinds[] = {
-	[AGENT_HELLO] = { sizeof(struct agent_hello), 0, 2 },
-	[AGENT_SLOT] = { sizeof(struct agent_slot), 0, 0 },
-	[AGENT_UNSLOT] = { sizeof(struct agent_slot), 0, 0 },
-	[AGENT_STORE] = { sizeof(struct agent_store), 0, 1 },
-	[AGENT_MERGE] = { sizeof(struct agent_merge), sizeof(struct agent_run), 0 },
-	[AGENT_MERGED] = { sizeof(struct agent_merged), sizeof(struct agent_result), 0 },
-	[AGENT_RELEASED] = { sizeof(struct agent_released), 0, 0 },
+	[AGENT_HELLO] = { .fixed = sizeof(struct agent_hello) },
+	[AGENT_SLOT] = { .fixed = sizeof(struct agent_slot) },
+	[AGENT_UNSLOT] = { .fixed = sizeof(struct agent_range) },
+	[AGENT_STORE] = { .fixed = sizeof(struct agent_store) },
+	[AGENT_MERGE] = { sizeof(struct agent_merge), sizeof(struct agent_run), AGENT_RUNS_MAX, true },
+	[AGENT_MERGED] = { sizeof(struct agent_merged), sizeof(struct agent_result), AGENT_RUNS_MAX, true },
+	[AGENT_RELEASED] = { .fixed = sizeof(struct agent_range) },
+	[AGENT_UFFD_ASK] = { .fixed = sizeof(struct agent_header) },
+	[AGENT_UFFD] = { .fixed = sizeof(struct agent_uffd) },
+	[AGENT_HINT] = { sizeof(struct agent_hints), sizeof(struct agent_hint), AGENT_HINTS_MAX, true },
+	[AGENT_HINTED] = { .fixed = sizeof(struct agent_hinted), .numbered = true },
 };
+
+/* How many descriptors a packet of known length has to bring. */
+static unsigned fds_expected(const struct packet *p)
+{
+	switch (p->header.type) {
+	case AGENT_HELLO:
+		return p->hello.flags & AGENT_CAN_REMAP ? 2 : 0;
+	case AGENT_STORE:
+		return 1;
+	case AGENT_UFFD:
+		return p->uffd.granted;
+	default:
+		return 0;
+	}
+}
+
+/* A reason is there exactly when the exchange is not, and can be printed as it is. */
+static bool why_fits(uint32_t flags, const char why[AGENT_WHY_BYTES])
+{
+	size_t len = strnlen(why, AGENT_WHY_BYTES);
+
+	for (size_t i = 0; i < AGENT_WHY_BYTES; i++)
+		if (i < len ? why[i] < ' ' || why[i] > '~' : why[i] != '\0')
+			return false;
+	return flags == (len > 0 ? 0 : AGENT_CAN_REMAP) && len < AGENT_WHY_BYTES;
+}
 
 static bool range_fits(uint64_t hva, uint64_t bytes)
 {
@@ -77,51 +108,65 @@ static bool merged_fits(const struct agent_merged *m)
 	for (unsigned i = 0; i < m->header.count; i++) {
 		const struct agent_result *r = &m->results[i];
 
-		if (r->merged > AGENT_WINDOW_PAGES || r->outcome > EXCHANGE_FAILED || r->reserved != 0 ||
+		if (r->merged > AGENT_WINDOW_PAGES || r->outcome > AGENT_RUN_FAILED || r->reserved != 0 ||
 		    !errno_fits(r->error))
 			return false;
 	}
 	return (m->header.count > 0 || m->error != 0) && errno_fits(m->error) && window_fits(m->window);
 }
 
+static bool hints_fit(const struct agent_hints *h)
+{
+	for (unsigned i = 0; i < h->header.count; i++)
+		if (!range_fits(h->hints[i].hva, h->hints[i].pages * PAGE) || h->hints[i].reserved != 0)
+			return false;
+	return h->header.count > 0;
+}
+
+static bool fields_fit(struct packet *p)
+{
+	switch ((enum agent_message)p->header.type) {
+	case AGENT_HELLO:
+		return why_fits(p->hello.flags, p->hello.why);
+	case AGENT_SLOT:
+		return range_fits(p->slot.hva, p->slot.bytes) && p->slot.reserved == 0 &&
+		       why_fits(p->slot.flags, p->slot.why);
+	case AGENT_UNSLOT:
+	case AGENT_RELEASED:
+		return range_fits(p->range.hva, p->range.bytes);
+	case AGENT_STORE:
+		return p->store.frames > 0 && p->store.reserved == 0;
+	case AGENT_MERGE:
+		return merge_fits(packet_merge(p));
+	case AGENT_MERGED:
+		return merged_fits(packet_merged(p));
+	case AGENT_UFFD_ASK:
+		return true;
+	case AGENT_UFFD:
+		return p->uffd.granted <= 1 && p->uffd.reserved == 0;
+	case AGENT_HINT:
+		return hints_fit(packet_hints(p));
+	case AGENT_HINTED:
+		return errno_fits(p->hinted.error);
+	}
+	return false;
+}
+
 int packet_check(struct packet *p, unsigned fd_count)
 {
 	const struct agent_header *h = &p->header;
 	const struct kind *k;
-	bool fits = false;
 
-	if (p->len < sizeof(*h) || h->type < AGENT_HELLO || h->type > AGENT_RELEASED)
+	if (p->len < sizeof(*h) || h->type < AGENT_HELLO || h->type > AGENT_HINTED)
 		return -EPROTO;
 	k = &kinds[h->type];
-	if (h->count > (k->each > 0 ? AGENT_RUNS_MAX : 0) || fd_count != k->fds ||
-	    p->len != k->fixed + (size_t)k->each * h->count)
+	if (h->type == AGENT_HELLO && p->len >= offsetof(struct agent_hello, flags) &&
+	    p->hello.version != AGENT_PROTOCOL_VERSION)
+		return -EPROTONOSUPPORT; /* whatever else that version says there */
+	if (h->count > k->most || p->len != k->fixed + (size_t)k->each * h->count || fd_count != fds_expected(p) ||
+	    (h->sequence != 0 && !k->numbered))
 		return -EPROTO;
-	if (h->sequence != 0 && h->type != AGENT_MERGE && h->type != AGENT_MERGED)
-		return -EPROTO;
-	switch ((enum agent_message)h->type) {
-	case AGENT_HELLO:
-		if (p->hello.version != AGENT_PROTOCOL_VERSION)
-			return -EPROTONOSUPPORT;
-		fits = p->hello.reserved == 0;
-		break;
-	case AGENT_SLOT:
-	case AGENT_UNSLOT:
-		fits = range_fits(p->slot.hva, p->slot.bytes);
-		break;
-	case AGENT_STORE:
-		fits = p->store.frames > 0 && p->store.reserved == 0;
-		break;
-	case AGENT_MERGE:
-		fits = merge_fits(packet_merge(p));
-		break;
-	case AGENT_MERGED:
-		fits = merged_fits(packet_merged(p));
-		break;
-	case AGENT_RELEASED:
-		fits = range_fits(p->released.hva, p->released.bytes);
-		break;
-	}
-	return fits ? 0 : -EPROTO;
+	return fields_fit(p) ? 0 : -EPROTO;
 }
 
 /* ---- receiving ---- */

@@ -16,22 +16,29 @@ struct packet {
 	union {
 		struct agent_header header;
 		struct agent_hello hello;
-		struct agent_slot slot; /* also AGENT_UNSLOT */
+		struct agent_uffd uffd;
+		struct agent_slot slot;
+		struct agent_range range; /* AGENT_UNSLOT, AGENT_RELEASED */
 		struct agent_store store;
-		struct agent_released released;
+		struct agent_hinted hinted;
 		uint8_t bytes[AGENT_PACKET_MAX];
 	};
 	size_t len;
 	int fds[PACKET_FDS_MAX]; /* owned; -1: none, or taken */
 };
 
-/* The two that end in an array; a union that is not last in its struct cannot hold them. */
+/* Those that end in an array; a union that is not last in its struct cannot hold them. */
 static inline struct agent_merge *packet_merge(struct packet *p)
 {
 	return (void *)p->bytes;
 }
 
 static inline struct agent_merged *packet_merged(struct packet *p)
+{
+	return (void *)p->bytes;
+}
+
+static inline struct agent_hints *packet_hints(struct packet *p)
 {
 	return (void *)p->bytes;
 }

@@ -4,11 +4,16 @@
  * (only x86-64 is built). Both sides treat the other as hostile: a packet whose length does not fit its type, an
  * unknown type, a value out of bounds or a descriptor that was not announced ends the connection, and nothing else.
  *
- * The agent connects and says HELLO, with its userfaultfd and its journal (a memfd of one page that holds struct
- * exchange_journal) as descriptors: with these the daemon can finish an exchange whose executor died (SAFETY.md, R5).
- * Then SLOT for each range of guest RAM. The daemon sends STORE once, with the store's read-only descriptor, then
- * MERGE for windows; each is answered by exactly one MERGED, in order. RELEASED comes unasked when merged pages
- * became anonymous again (balloon, free page reporting, unmap). */
+ * The agent connects. If it may not make a userfaultfd by itself it asks with UFFD_ASK for the descriptor of
+ * /dev/userfaultfd, with which an unprivileged process may, for its own memory; the daemon answers with UFFD. Then it
+ * says HELLO, with its userfaultfd and its journal (a memfd of one page that holds struct exchange_journal) as
+ * descriptors: with these the daemon can finish an exchange whose executor died (SAFETY.md, R5). Without them, when
+ * its kernel or its VMM rules the exchange out, it can still mark memory for the kernel's scanner, and says why.
+ *
+ * SLOT names each range of guest RAM, in the same way: fit for the exchange, or only for marking and why. The daemon
+ * sends STORE once, with the store's read-only descriptor, then MERGE for windows; each is answered by exactly one
+ * MERGED, in order. HINT marks ranges for the kernel's scanner and is answered by HINTED, in the same order.
+ * RELEASED comes unasked when merged pages became anonymous again (balloon, free page reporting, unmap). */
 #ifndef AGENT_PROTOCOL_H
 #define AGENT_PROTOCOL_H
 
@@ -19,6 +24,8 @@
 #define AGENT_RUNS_MAX 512u
 #define AGENT_SLOTS_MAX 64u
 #define AGENT_WINDOW_PAGES 512u
+#define AGENT_HINTS_MAX 512u
+#define AGENT_WHY_BYTES 96u /* printable ASCII, the rest NUL */
 #define AGENT_ZERO UINT32_MAX /* in place of a frame: the pages are all zero, leave them absent */
 
 enum agent_message {
@@ -29,23 +36,44 @@ enum agent_message {
 	AGENT_MERGE,	 /* daemon -> agent */
 	AGENT_MERGED,	 /* agent -> daemon */
 	AGENT_RELEASED,	 /* agent -> daemon */
+	AGENT_UFFD_ASK,	 /* agent -> daemon, only before HELLO */
+	AGENT_UFFD,	 /* daemon -> agent, 1 descriptor if granted: /dev/userfaultfd */
+	AGENT_HINT,	 /* daemon -> agent */
+	AGENT_HINTED,	 /* agent -> daemon */
 };
+
+#define AGENT_CAN_REMAP 1u /* else only HINT */
 
 struct agent_header {
 	uint16_t type; /* enum agent_message */
-	uint16_t count; /* of what follows the fixed part: runs or results; else 0 */
-	uint32_t sequence; /* of MERGE, repeated in its MERGED; else 0 */
+	uint16_t count; /* of what follows the fixed part: runs, results or hints; else 0 */
+	uint32_t sequence; /* of MERGE and HINT, repeated in the answer; else 0 */
 };
 
 struct agent_hello {
 	struct agent_header header;
 	uint32_t version; /* AGENT_PROTOCOL_VERSION of the sender */
+	uint32_t flags;	  /* AGENT_CAN_REMAP: two descriptors come with it */
+	char why[AGENT_WHY_BYTES]; /* why not; empty if it can */
+};
+
+struct agent_uffd {
+	struct agent_header header;
+	uint32_t granted; /* 0 or 1 */
 	uint32_t reserved;
 };
 
-struct agent_slot { /* also AGENT_UNSLOT */
+struct agent_slot {
 	struct agent_header header;
 	uint64_t hva, bytes; /* page-aligned; slots do not overlap */
+	uint32_t flags;	     /* AGENT_CAN_REMAP */
+	uint32_t reserved;
+	char why[AGENT_WHY_BYTES]; /* why not; empty if it can */
+};
+
+struct agent_range { /* AGENT_UNSLOT: as the slot was named; AGENT_RELEASED */
+	struct agent_header header;
+	uint64_t hva, bytes; /* page-aligned */
 };
 
 struct agent_store {
@@ -92,9 +120,21 @@ struct agent_merged {
 	struct agent_result results[];
 };
 
-struct agent_released {
+struct agent_hint { /* a stretch to mark with MADV_MERGEABLE */
+	uint64_t hva;
+	uint32_t pages;
+	uint32_t reserved;
+};
+
+struct agent_hints {
+	struct agent_header header; /* count: hints, at most AGENT_HINTS_MAX */
+	struct agent_hint hints[];
+};
+
+struct agent_hinted {
 	struct agent_header header;
-	uint64_t hva, bytes;
+	int32_t error; /* 0, or -errno of the first hint that could not be marked; the others are */
+	uint32_t pages; /* that were marked */
 };
 
 #endif

@@ -38,7 +38,7 @@ union packet {
 	struct agent_hello hello;
 	struct agent_slot slot;
 	struct agent_merged merged;
-	struct agent_released released;
+	struct agent_range range; /* AGENT_UNSLOT, AGENT_RELEASED */
 	char bytes[AGENT_PACKET_MAX];
 };
 
@@ -129,7 +129,7 @@ static int slot_take(struct agent_peer *p, const struct agent_slot *m)
 	return 0;
 }
 
-static int slot_drop(struct agent_peer *p, const struct agent_slot *m)
+static int slot_drop(struct agent_peer *p, const struct agent_range *m)
 {
 	for (size_t i = 0; i < p->slot_count; i++) {
 		if (p->slots[i].hva != m->hva)
@@ -171,13 +171,13 @@ int agent_peer_take(struct agent_peer *p, int timeout_ms, struct agent_answer *r
 	case AGENT_SLOT:
 		return n == sizeof(packet.slot) ? slot_take(p, &packet.slot) : -EPROTO;
 	case AGENT_UNSLOT:
-		return n == sizeof(packet.slot) ? slot_drop(p, &packet.slot) : -EPROTO;
+		return n == sizeof(packet.range) ? slot_drop(p, &packet.range) : -EPROTO;
 	case AGENT_MERGED:
 		if ((size_t)n < sizeof(packet.merged))
 			return -EPROTO;
 		return answer_take(p, &packet.merged, (size_t)n, ret_answer);
 	case AGENT_RELEASED: /* frames stay referenced until the run is gone; see remap.h */
-		return n == sizeof(packet.released) ? 0 : -EPROTO;
+		return n == sizeof(packet.range) ? 0 : -EPROTO;
 	default:
 		return -EPROTO;
 	}

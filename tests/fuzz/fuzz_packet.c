@@ -33,6 +33,21 @@ static void merged_holds(const struct agent_merged *m, size_t len)
 		assert(m->results[i].merged <= AGENT_WINDOW_PAGES && m->results[i].error <= 0);
 }
 
+static void hints_hold(const struct agent_hints *h, size_t len)
+{
+	assert(h->header.count >= 1 && h->header.count <= AGENT_HINTS_MAX);
+	assert(len == sizeof(*h) + h->header.count * sizeof(h->hints[0]));
+	for (unsigned i = 0; i < h->header.count; i++)
+		assert(h->hints[i].pages > 0 && h->hints[i].hva + h->hints[i].pages * UINT64_C(4096) > h->hints[i].hva);
+}
+
+static void why_holds(const char why[AGENT_WHY_BYTES])
+{
+	assert(why[AGENT_WHY_BYTES - 1] == '\0');
+	for (const char *c = why; *c; c++)
+		assert(*c >= ' ' && *c <= '~');
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct packet p;
@@ -49,7 +64,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		merge_holds(packet_merge(&p), p.len);
 	else if (p.header.type == AGENT_MERGED)
 		merged_holds(packet_merged(&p), p.len);
+	else if (p.header.type == AGENT_HINT)
+		hints_hold(packet_hints(&p), p.len);
 	else
-		assert(p.header.count == 0 && p.header.sequence == 0);
+		assert(p.header.count == 0 && (p.header.sequence == 0 || p.header.type == AGENT_HINTED));
+	if (p.header.type == AGENT_HELLO)
+		why_holds(p.hello.why);
+	if (p.header.type == AGENT_SLOT)
+		why_holds(p.slot.why);
 	return 0;
 }

@@ -320,7 +320,7 @@ static void test_agent_discard_of_merged_gives_zeroes_and_tells(void)
 	CU_ASSERT_TRUE(page_is(rig.ram + 49 * PAGE_BYTES, 50) && page_is(rig.ram + 150 * PAGE_BYTES, 151));
 	CU_ASSERT_EQUAL(packet_receive(rig.sock, &rig.in, 0), 0);
 	CU_ASSERT_EQUAL(rig.in.header.type, AGENT_RELEASED);
-	CU_ASSERT_EQUAL(rig.in.released.bytes, 100 * PAGE_BYTES);
+	CU_ASSERT_EQUAL(rig.in.range.bytes, 100 * PAGE_BYTES);
 	CU_ASSERT_EQUAL(memvirt_agent_discard(rig.agent, rig.ram + 1, PAGE_BYTES), -EINVAL);
 	detach();
 	ram_fill();
@@ -672,7 +672,9 @@ static void test_packet_receive_more_descriptors_than_said_closed(void)
 		unsigned fds;
 		int want;
 	} cases[] = { { 2, 0 }, { 0, -EPROTO }, { 1, -EPROTO }, { 3, -ETOOMANYREFS }, { 253, -ETOOMANYREFS } };
-	const struct agent_hello hello = { .header.type = AGENT_HELLO, .version = AGENT_PROTOCOL_VERSION };
+	const struct agent_hello hello = { .header.type = AGENT_HELLO,
+					   .version = AGENT_PROTOCOL_VERSION,
+					   .flags = AGENT_CAN_REMAP };
 	int ends[2];
 	unsigned fds;
 
@@ -692,26 +694,52 @@ static void test_packet_receive_more_descriptors_than_said_closed(void)
 	close(ends[1]);
 }
 
+#define REMAP (UINT64_C(1) << 32) /* the second word's upper half: flags */
+#define WHY UINT64_C(0x646c6f206f6f74) /* "too old" */
+
 static void test_packet_check_each_type_bad_fields_refused(void)
 {
 	static const struct {
 		const char *name;
 		unsigned fds;
 		size_t len;
-		uint64_t words[4];
+		uint64_t words[5];
 		int want;
 	} cases[] = {
-		{ "hello", 2, 16, { AGENT_HELLO, 1 }, 0 },
-		{ "hello of version 2", 2, 16, { AGENT_HELLO, 2 }, -EPROTONOSUPPORT },
-		{ "hello without journal", 1, 16, { AGENT_HELLO, 1 }, -EPROTO },
-		{ "hello reserved", 2, 16, { AGENT_HELLO, UINT64_C(1) << 32 | 1 }, -EPROTO },
-		{ "hello with sequence", 2, 16, { UINT64_C(1) << 32 | AGENT_HELLO, 1 }, -EPROTO },
-		{ "hello with count", 2, 16, { 1 << 16 | AGENT_HELLO, 1 }, -EPROTO },
-		{ "slot", 0, 24, { AGENT_SLOT, 4096, 4096 }, 0 },
-		{ "slot empty", 0, 24, { AGENT_SLOT, 4096, 0 }, -EPROTO },
-		{ "slot not aligned", 0, 24, { AGENT_SLOT, 4097, 4096 }, -EPROTO },
-		{ "slot wraps", 0, 24, { AGENT_SLOT, UINT64_C(0xfffffffffffff000), 8192 }, -EPROTO },
-		{ "slot ends at 2^64", 0, 24, { AGENT_SLOT, UINT64_C(0xfffffffffffff000), 4096 }, -EPROTO },
+		{ "hello", 2, 112, { AGENT_HELLO, REMAP | 1 }, 0 },
+		{ "hello of version 2", 2, 112, { AGENT_HELLO, REMAP | 2 }, -EPROTONOSUPPORT },
+		{ "hello of version 2, shorter", 0, 16, { AGENT_HELLO, 2 }, -EPROTONOSUPPORT },
+		{ "hello without journal", 1, 112, { AGENT_HELLO, REMAP | 1 }, -EPROTO },
+		{ "hello, only hints", 0, 112, { AGENT_HELLO, 1, WHY }, 0 },
+		{ "hello, only hints, with descriptors", 2, 112, { AGENT_HELLO, 1, WHY }, -EPROTO },
+		{ "hello, only hints, without a reason", 0, 112, { AGENT_HELLO, 1 }, -EPROTO },
+		{ "hello with a reason for nothing", 2, 112, { AGENT_HELLO, REMAP | 1, WHY }, -EPROTO },
+		{ "hello, unknown flag", 2, 112, { AGENT_HELLO, UINT64_C(3) << 32 | 1 }, -EPROTO },
+		{ "hello, reason that rings", 0, 112, { AGENT_HELLO, 1, 7 }, -EPROTO },
+		{ "hello, reason with a hole", 0, 112, { AGENT_HELLO, 1, 'a', 'b' }, -EPROTO },
+		{ "hello with sequence", 2, 112, { UINT64_C(1) << 32 | AGENT_HELLO, REMAP | 1 }, -EPROTO },
+		{ "hello with count", 2, 112, { 1 << 16 | AGENT_HELLO, REMAP | 1 }, -EPROTO },
+		{ "slot", 0, 128, { AGENT_SLOT, 4096, 4096, 1 }, 0 },
+		{ "slot, only hints", 0, 128, { AGENT_SLOT, 4096, 4096, 0, WHY }, 0 },
+		{ "slot, reserved", 0, 128, { AGENT_SLOT, 4096, 4096, REMAP | 1 }, -EPROTO },
+		{ "slot empty", 0, 128, { AGENT_SLOT, 4096, 0, 1 }, -EPROTO },
+		{ "slot not aligned", 0, 128, { AGENT_SLOT, 4097, 4096, 1 }, -EPROTO },
+		{ "slot wraps", 0, 128, { AGENT_SLOT, UINT64_C(0xfffffffffffff000), 8192, 1 }, -EPROTO },
+		{ "slot ends at 2^64", 0, 128, { AGENT_SLOT, UINT64_C(0xfffffffffffff000), 4096, 1 }, -EPROTO },
+		{ "unslot", 0, 24, { AGENT_UNSLOT, 4096, 4096 }, 0 },
+		{ "asks for a userfaultfd", 0, 8, { AGENT_UFFD_ASK }, 0 },
+		{ "userfaultfd", 1, 16, { AGENT_UFFD, 1 }, 0 },
+		{ "no userfaultfd", 0, 16, { AGENT_UFFD, 0 }, 0 },
+		{ "userfaultfd that is missing", 0, 16, { AGENT_UFFD, 1 }, -EPROTO },
+		{ "two userfaultfds", 2, 16, { AGENT_UFFD, 2 }, -EPROTO },
+		{ "hint", 0, 24, { 1 << 16 | AGENT_HINT, 8192, 16 }, 0 },
+		{ "hint of nothing", 0, 24, { 1 << 16 | AGENT_HINT, 8192, 0 }, -EPROTO },
+		{ "hint not aligned", 0, 24, { 1 << 16 | AGENT_HINT, 8193, 16 }, -EPROTO },
+		{ "hint wraps", 0, 24, { 1 << 16 | AGENT_HINT, UINT64_C(0xfffffffffffff000), 16 }, -EPROTO },
+		{ "hint, reserved", 0, 24, { 1 << 16 | AGENT_HINT, 8192, REMAP | 16 }, -EPROTO },
+		{ "no hints", 0, 8, { AGENT_HINT }, -EPROTO },
+		{ "hinted", 0, 16, { AGENT_HINTED, UINT64_C(16) << 32 }, 0 },
+		{ "hinted, error positive", 0, 16, { AGENT_HINTED, 22 }, -EPROTO },
 		{ "unslot with a descriptor", 1, 24, { AGENT_UNSLOT, 4096, 4096 }, -EPROTO },
 		{ "released", 0, 24, { AGENT_RELEASED, 8192, 4096 }, 0 },
 		{ "released too long", 0, 32, { AGENT_RELEASED, 8192, 4096 }, -EPROTO },
