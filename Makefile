@@ -32,7 +32,9 @@ say = $(if $(filter 1,$(V)),@:,@printf '  %-7s %s\n' $(1) $(2))
 
 LIB_DIRS := core vmm ept ksmd
 LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(LIB_DIRS))))
-LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
+# What the daemon shares with the agent: packets, and the repair of a window whose executor died.
+LIB_AGENT_OBJ := $(patsubst %,$(BUILD)/agent/%.o,exchange_repair packet pagemap uffd)
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o) $(LIB_AGENT_OBJ)
 DAEMON_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard daemon/*.c)))
 CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard cli/*.c)))
 # Lives inside VMMs; not part of libmemvirt.a. The exchange once more with hooks, for its tests.
@@ -116,8 +118,6 @@ $(BUILD)/bin/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmemvirt.a
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
-$(BUILD)/bin/fuzz_packet: $(BUILD)/agent/packet.o
-
 # ---- installing ----
 
 .PHONY: install
@@ -159,6 +159,9 @@ unit-tests: $(UNIT_BIN) $(BUILD)/tests/stress-remap
 .PHONY: benches
 benches: $(BENCH_BIN)
 
+# Objects first: what of the agent a program links by itself is not taken from the library once more.
+LINKED = $(filter-out %.a,$^) $(filter %.a,$^)
+
 $(BUILD)/libmemvirt.a: $(LIB_OBJ)
 	$(call say,AR,$@)
 	$(Q)rm -f $@ && ar rcs $@ $^
@@ -175,12 +178,12 @@ $(BUILD)/bench/replay: $(AGENT_OBJ)
 
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BENCH_LIB_OBJ) $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lm
 
 $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcunit
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
 
 $(BUILD)/tests/test_agent: $(AGENT_OBJ)
 $(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)

@@ -67,6 +67,7 @@ static int window_register(struct exchange *x, struct window *w)
 	j->pages = w->hi - w->lo;
 	j->wp = w->slot->wp;
 	j->stuck = 0;
+	j->tid = (uint32_t)gettid();
 	memset(&j->settled, 0, sizeof(j->settled));
 	j->started_ns = clock_mono_ns();
 	journal_step(x, STEP_REGISTER);

@@ -80,6 +80,8 @@ struct exchange_journal {
 	uint32_t first, pages; /* the part of the window that is registered */
 	uint32_t wp;	     /* the slot is registered for write protection when no exchange is going on */
 	uint32_t stuck;	     /* pages that could not be settled: still in staging, their readers blocked */
+	uint32_t tid;	     /* of the executor: while that thread lives nobody else may finish the window */
+	uint32_t reserved;
 	struct page_bits settled; /* pages whose place in the window is right, whatever staging holds */
 };
 

@@ -89,9 +89,4 @@ static inline bool slot_merged(const struct slot *s, uint64_t addr)
 /* exchange_back.c. Brings every page that is in staging and not settled back to the window. Returns how many are stuck. */
 unsigned window_put_back(struct exchange *x, struct window *w);
 
-/* exchange_repair.c. Repairs in this process, empties staging, lets merging start again. Lock held. */
-int exchange_repair_and_drop(struct exchange *x);
-/* Is nothing in staging? -ENOTEMPTY, or -errno. */
-int staging_check_empty(const struct exchange *x, const struct staging *s);
-
 #endif

@@ -101,20 +101,3 @@ int exchange_repair(struct exchange_journal *j, pid_t pid, int uffd)
 	__atomic_store_n(&j->step, STEP_REPAIRED, __ATOMIC_RELEASE);
 	return 0;
 }
-
-int exchange_repair_and_drop(struct exchange *x)
-{
-	struct exchange_journal *j = x->journal;
-	struct staging *s = j->staging == x->huge.base ? &x->huge : &x->small;
-	int err = exchange_repair(j, 0, x->uffd);
-
-	if (err == 0 && j->step == STEP_REPAIRED) {
-		err = staging_rebuild(s); /* frees what is left there: everything is settled */
-		if (err == 0)
-			err = staging_check_empty(x, s);
-		if (err == 0)
-			__atomic_store_n(&j->step, STEP_IDLE, __ATOMIC_RELEASE);
-	}
-	x->stopped = err;
-	return err;
-}

@@ -28,11 +28,42 @@ static int mutex_init(pthread_mutex_t *m)
 	return -err;
 }
 
+/* Is nothing in staging? -ENOTEMPTY, or -errno. */
+static int staging_check_empty(const struct exchange *x, const struct staging *s)
+{
+	struct page_states st;
+	int err = pagemap_read(x->pagemap_fd, s->base, 0, WINDOW_PAGES, &st);
+
+	for (unsigned p = 0; p < WINDOW_PAGES && err == 0; p++) {
+		if (st.flags[p] != 0)
+			err = -ENOTEMPTY; /* mlockall(MCL_FUTURE) fills new memory (R8) */
+	}
+	return err;
+}
+
+/* Repairs in this process, empties staging, lets merging start again. Lock held. */
+static int repair_and_drop(struct exchange *x)
+{
+	struct exchange_journal *j = x->journal;
+	struct staging *s = j->staging == x->huge.base ? &x->huge : &x->small;
+	int err = exchange_repair(j, 0, x->uffd);
+
+	if (err == 0 && j->step == STEP_REPAIRED) {
+		err = staging_rebuild(s); /* frees what is left there: everything is settled */
+		if (err == 0)
+			err = staging_check_empty(x, s);
+		if (err == 0)
+			__atomic_store_n(&j->step, STEP_IDLE, __ATOMIC_RELEASE);
+	}
+	x->stopped = err;
+	return err;
+}
+
 /* The holder died (pthread_exit, a bug in a signal handler ..): what it left in staging goes back before
  * anybody else may change mappings or start a window. */
 static int lock_recover(struct exchange *x)
 {
-	int err = x->stopped == -ECHILD ? 0 : exchange_repair_and_drop(x);
+	int err = x->stopped == -ECHILD ? 0 : repair_and_drop(x);
 
 	if (err < 0)
 		x->stopped = err;
@@ -71,7 +102,7 @@ int exchange_resume(struct exchange *x)
 
 	if (err < 0)
 		return err;
-	err = x->stopped == -ECHILD ? -ECHILD : exchange_repair_and_drop(x);
+	err = x->stopped == -ECHILD ? -ECHILD : repair_and_drop(x);
 	exchange_unlock(x);
 	return err;
 }
@@ -351,18 +382,6 @@ size_t exchange_merged_pages(const struct exchange *x, const void *addr, size_t 
 }
 
 /* ---- life ---- */
-
-int staging_check_empty(const struct exchange *x, const struct staging *s)
-{
-	struct page_states st;
-	int err = pagemap_read(x->pagemap_fd, s->base, 0, WINDOW_PAGES, &st);
-
-	for (unsigned p = 0; p < WINDOW_PAGES && err == 0; p++) {
-		if (st.flags[p] != 0)
-			err = -ENOTEMPTY; /* mlockall(MCL_FUTURE) fills new memory (R8) */
-	}
-	return err;
-}
 
 int exchange_new(int uffd, struct exchange_journal *journal, struct exchange **ret_x)
 {

@@ -33,15 +33,17 @@ static bool starts_with(const char *p, const char *end, const char *prefix)
 
 /* hugetlbfs mounts have no fixed place; QEMU's anonymous and memfd ones are told by these names, other
  * paths by the mount point every distribution uses. */
-static enum mem_backing backing_of(const struct vma *vma, uint64_t inode, const char *path, const char *end)
+static enum mem_backing backing_of(const struct vma *vma, const char *path, const char *end)
 {
 	static const char *const memory_files[] = { "/memfd:", "/dev/shm/", "/dev/zero", "/SYSV" };
 
-	if (inode == 0)
+	if (vma->inode == 0)
 		return vma->shared ? MEM_SHARED : MEM_ANON;
 	if (starts_with(path, end, "/anon_hugepage") || starts_with(path, end, "/dev/hugepages") ||
 	    starts_with(path, end, "/memfd:memory-backend-memfd-hugetlb"))
 		return MEM_HUGETLB;
+	if (!vma->shared && starts_with(path, end, "/memfd:memvirt-store:"))
+		return MEM_ANON;
 	for (size_t i = 0; vma->shared && i < sizeof(memory_files) / sizeof(memory_files[0]); i++)
 		if (starts_with(path, end, memory_files[i]))
 			return MEM_SHARED;
@@ -52,7 +54,7 @@ int maps_parse_line(const char *line, size_t len, struct vma *ret_vma)
 {
 	const char *end = line + len, *p = line;
 	struct vma vma = { 0 };
-	uint64_t offset, major, minor, inode = 0;
+	uint64_t major, minor;
 
 	p = parse_hex(p, end, '-', &vma.start);
 	if (p)
@@ -64,7 +66,7 @@ int maps_parse_line(const char *line, size_t len, struct vma *ret_vma)
 	vma.readable = p[0] == 'r';
 	vma.writable = p[1] == 'w';
 	vma.shared = p[3] == 's';
-	p = parse_hex(p + 5, end, ' ', &offset);
+	p = parse_hex(p + 5, end, ' ', &vma.offset);
 	if (p)
 		p = parse_hex(p, end, ':', &major);
 	if (p)
@@ -72,10 +74,10 @@ int maps_parse_line(const char *line, size_t len, struct vma *ret_vma)
 	if (!p || p == end || !isdigit((unsigned char)*p))
 		return -EBADMSG;
 	for (; p < end && isdigit((unsigned char)*p); p++)
-		inode |= (uint64_t)(*p != '0'); /* only zero or not matters */
+		vma.inode = vma.inode * 10 + (uint64_t)(*p - '0');
 	while (p < end && *p == ' ')
 		p++;
-	vma.backing = backing_of(&vma, inode, p, end);
+	vma.backing = backing_of(&vma, p, end);
 	*ret_vma = vma;
 	return 0;
 }

@@ -14,6 +14,7 @@
 
 #define ENTRY_PRESENT (UINT64_C(1) << 63)
 #define ENTRY_SWAPPED (UINT64_C(1) << 62)
+#define ENTRY_FILE (UINT64_C(1) << 61) /* Linux >= 3.5 */
 #define ENTRY_EXCLUSIVE (UINT64_C(1) << 56) /* mapped exactly once; Linux >= 4.2 */
 #define ENTRY_PFN_MASK ((UINT64_C(1) << 55) - 1)
 #define HUGE_BYTES (UINT64_C(2) << 20)
@@ -36,7 +37,7 @@ void pagestate_force_fallback(bool on)
 
 /* ---- PAGEMAP_SCAN ---- */
 
-#define SCAN_CATEGORIES (PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE)
+#define SCAN_CATEGORIES (PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE | PAGE_IS_FILE)
 #define SCAN_VEC 128
 
 static unsigned scan_flags(uint64_t categories)
@@ -51,6 +52,8 @@ static unsigned scan_flags(uint64_t categories)
 		flags |= PAGE_ZERO_MAPPED;
 	if (categories & PAGE_IS_HUGE)
 		flags |= PAGE_HUGE;
+	if (categories & PAGE_IS_FILE)
+		flags |= PAGE_FILE;
 	return flags;
 }
 
@@ -141,7 +144,7 @@ static unsigned entry_flags(uint64_t entry)
 		return 0;
 	if (frame && (frame == zero.small || (zero.huge && frame >= zero.huge && frame < zero.huge + HUGE_PAGES)))
 		return PAGE_PRESENT | PAGE_ZERO_MAPPED;
-	return PAGE_PRESENT;
+	return entry & ENTRY_FILE ? PAGE_PRESENT | PAGE_FILE : PAGE_PRESENT;
 }
 
 static ssize_t ranges_by_entries(int fd, uint64_t start, uint64_t end, struct page_range *ranges, size_t cap,

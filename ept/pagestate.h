@@ -18,6 +18,7 @@ enum page_flag {
 	PAGE_SWAPPED = 2,
 	PAGE_ZERO_MAPPED = 4, /* with PRESENT: the frame is the kernel's shared zero page */
 	PAGE_HUGE = 8,	     /* with PRESENT: mapped by a 2 MiB entry (not known before Linux 6.7) */
+	PAGE_FILE = 16,	     /* a file's page, not the process's own; in private memory: a frame it was merged with */
 };
 
 struct page_range {

@@ -8,179 +8,173 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/packet.h"
 #include "core/cleanup.h"
-#include "core/snapshot.h"
+#include "ksmd/agent_journal.h"
 #include "ksmd/store.h"
 
-#define HELLO_TIMEOUT_MS 2000
-#define FDS_MAX 2
+#ifndef SO_PEERPIDFD /* Linux 6.5 */
+#define SO_PEERPIDFD 77
+#endif
+
+/* Without an answer, oldest first. */
+struct command {
+	uint32_t sequence;
+	uint16_t type, runs;
+	uint64_t window;
+};
 
 struct agent_peer {
 	int fd;
 	pid_t pid;
 	int pidfd;
-	int uffd, journal_fd; /* for the repair of a window whose executor died */
-	bool store_given;
+	bool ready, wants_uffd, released, store_given;
+	char why[AGENT_WHY_BYTES];
+	int uffd; /* -1: no exchange */
+	struct exchange_journal *journal;
 	struct agent_slot_view slots[AGENT_SLOTS_MAX];
 	size_t slot_count;
-	/* Windows without an answer, oldest first. */
-	struct {
-		uint32_t sequence;
-		uint16_t runs;
-		uint64_t window;
-	} sent[AGENT_PEER_OUTSTANDING];
+	struct command sent[AGENT_PEER_OUTSTANDING];
 	unsigned outstanding;
 	uint32_t sequence;
 };
 
-union packet {
-	struct agent_header header;
-	struct agent_hello hello;
-	struct agent_slot slot;
-	struct agent_merged merged;
-	struct agent_range range; /* AGENT_UNSLOT, AGENT_RELEASED */
-	char bytes[AGENT_PACKET_MAX];
-};
-
-/* ---- packets ---- */
-
-static void fds_close(int *fds)
-{
-	for (size_t i = 0; i < FDS_MAX; i++) {
-		if (fds[i] >= 0)
-			close(fds[i]);
-		fds[i] = -1;
-	}
-}
-
-/* Descriptors that came with the packet go to fds (-1: none); the caller closes them. */
-static void fds_collect(struct msghdr *msg, int fds[FDS_MAX])
-{
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
-		size_t bytes = c->cmsg_len - CMSG_LEN(0);
-
-		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-			memcpy(fds, CMSG_DATA(c), bytes < FDS_MAX * sizeof(int) ? bytes : FDS_MAX * sizeof(int));
-	}
-}
-
-/* One packet; its length or -errno. */
-static ssize_t packet_receive(const struct agent_peer *p, int timeout_ms, union packet *packet, int fds[FDS_MAX])
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(FDS_MAX * sizeof(int))];
-	} control;
-	struct iovec iov = { packet, sizeof(*packet) };
-	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
-	};
-	struct pollfd ready = { .fd = p->fd, .events = POLLIN };
-	ssize_t n;
-	int r;
-
-	for (size_t i = 0; i < FDS_MAX; i++)
-		fds[i] = -1;
-	r = poll(&ready, 1, timeout_ms);
-	if (r == 0)
-		return -ETIMEDOUT;
-	if (r < 0)
-		return -errno;
-	n = recvmsg(p->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (n < 0)
-		return -errno;
-	fds_collect(&msg, fds);
-	if (n == 0 || (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || (size_t)n < sizeof(struct agent_header)) {
-		fds_close(fds);
-		return n == 0 ? -ECONNRESET : -EPROTO;
-	}
-	return n;
-}
-
-static int packet_send(const struct agent_peer *p, const void *data, size_t len, int fd)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
-	struct iovec iov = { (void *)(uintptr_t)data, len };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	if (fd >= 0) {
-		msg.msg_control = &control;
-		msg.msg_controllen = sizeof(control);
-		control.align = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET,
-						  .cmsg_type = SCM_RIGHTS };
-		memcpy(CMSG_DATA(&control.align), &fd, sizeof(fd));
-	}
-	if (sendmsg(p->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-		return -errno;
-	return 0;
-}
-
 /* ---- what the agent says ---- */
 
+static struct agent_slot_view *slot_find(struct agent_peer *p, uint64_t hva, uint64_t bytes)
+{
+	for (size_t i = 0; i < p->slot_count; i++)
+		if (p->slots[i].hva < hva + bytes && hva < p->slots[i].hva + p->slots[i].bytes)
+			return &p->slots[i];
+	return NULL;
+}
+
+/* A slot that is there already is said again when it became unfit for the exchange, or fit. */
 static int slot_take(struct agent_peer *p, const struct agent_slot *m)
 {
-	if (m->hva % PAGE_BYTES || m->bytes % PAGE_BYTES || m->bytes == 0 || m->hva + m->bytes < m->hva ||
-	    p->slot_count >= AGENT_SLOTS_MAX)
+	struct agent_slot_view *s = slot_find(p, m->hva, m->bytes);
+
+	if (s && (s->hva != m->hva || s->bytes != m->bytes))
 		return -EPROTO;
-	p->slots[p->slot_count++] = (struct agent_slot_view){ m->hva, m->bytes };
+	if (!s && p->slot_count == AGENT_SLOTS_MAX)
+		return -EPROTO;
+	if (!s)
+		s = &p->slots[p->slot_count++];
+	*s = (struct agent_slot_view){ m->hva, m->bytes, m->flags & AGENT_CAN_REMAP, "" };
+	memcpy(s->why, m->why, sizeof(s->why));
 	return 0;
 }
 
 static int slot_drop(struct agent_peer *p, const struct agent_range *m)
 {
-	for (size_t i = 0; i < p->slot_count; i++) {
-		if (p->slots[i].hva != m->hva)
-			continue;
-		p->slots[i] = p->slots[--p->slot_count];
-		return 0;
-	}
-	return -EPROTO;
+	struct agent_slot_view *s = slot_find(p, m->hva, m->bytes);
+
+	if (!s || s->hva != m->hva || s->bytes != m->bytes)
+		return -EPROTO;
+	*s = p->slots[--p->slot_count];
+	p->released = true;
+	return 0;
 }
 
-/* Answers come in the order of the questions, one for each, with as many results. */
-static int answer_take(struct agent_peer *p, const struct agent_merged *m, size_t len, struct agent_answer *ret)
+/* Answers come in the order of the questions, one for each. */
+static int answer_begin(struct agent_peer *p, const struct agent_header *h, uint16_t type, struct command *ret)
 {
-	size_t count = m->header.count;
-
-	if (p->outstanding == 0 || len != sizeof(*m) + count * sizeof(m->results[0]) ||
-	    m->header.sequence != p->sent[0].sequence || m->window != p->sent[0].window ||
-	    (m->error == 0 && count != p->sent[0].runs) || count > AGENT_RUNS_MAX || m->error > 0)
+	if (p->outstanding == 0 || p->sent[0].type != type || h->sequence != p->sent[0].sequence)
 		return -EPROTO;
+	*ret = p->sent[0];
 	memmove(&p->sent[0], &p->sent[1], --p->outstanding * sizeof(p->sent[0]));
+	return 0;
+}
+
+static int merged_take(struct agent_peer *p, const struct agent_merged *m, struct agent_answer *ret)
+{
+	struct command c;
+	int r = answer_begin(p, &m->header, AGENT_MERGE, &c);
+
+	if (r < 0 || m->window != c.window || (m->error == 0 && m->header.count != c.runs))
+		return -EPROTO;
+	ret->merged = true;
 	ret->window = m->window;
 	ret->error = m->error;
 	ret->stall_us = m->stall_us;
-	ret->count = count;
-	memcpy(ret->results, m->results, count * sizeof(m->results[0]));
+	ret->count = m->error == 0 ? m->header.count : 0;
+	memcpy(ret->results, m->results, ret->count * sizeof(m->results[0]));
 	return 1;
+}
+
+static int hinted_take(struct agent_peer *p, const struct agent_hinted *m, struct agent_answer *ret)
+{
+	struct command c;
+	int r = answer_begin(p, &m->header, AGENT_HINT, &c);
+
+	ret->merged = false;
+	ret->error = m->error;
+	ret->count = 0;
+	return r < 0 ? r : 1;
+}
+
+static int hello_take(struct agent_peer *p, struct packet *packet)
+{
+	int r = 0;
+
+	if (packet->hello.flags & AGENT_CAN_REMAP) {
+		r = agent_journal_map(packet->fds[1], &p->journal);
+		if (r == 0)
+			r = agent_journal_check_uffd(packet->fds[0]);
+		if (r == 0)
+			p->uffd = take_fd(packet->fds[0]);
+	}
+	memcpy(p->why, packet->hello.why, sizeof(p->why));
+	p->ready = r == 0;
+	p->wants_uffd = false;
+	return r;
+}
+
+static int packet_take(struct agent_peer *p, struct packet *packet, struct agent_answer *ret_answer)
+{
+	uint16_t type = packet->header.type;
+
+	if (!p->ready) {
+		if (type == AGENT_HELLO)
+			return hello_take(p, packet);
+		p->wants_uffd = type == AGENT_UFFD_ASK;
+		return p->wants_uffd ? 0 : -EPROTO;
+	}
+	switch (type) {
+	case AGENT_SLOT:
+		return slot_take(p, &packet->slot);
+	case AGENT_UNSLOT:
+		return slot_drop(p, &packet->range);
+	case AGENT_RELEASED:
+		p->released = true;
+		return 0;
+	case AGENT_MERGED:
+		return merged_take(p, packet_merged(packet), ret_answer);
+	case AGENT_HINTED:
+		return hinted_take(p, &packet->hinted, ret_answer);
+	default:
+		return -EPROTO;
+	}
 }
 
 int agent_peer_take(struct agent_peer *p, int timeout_ms, struct agent_answer *ret_answer)
 {
-	union packet packet;
-	int fds[FDS_MAX];
-	ssize_t n = packet_receive(p, timeout_ms, &packet, fds);
+	struct pollfd ready = { .fd = p->fd, .events = POLLIN };
+	struct packet packet;
+	int r = poll(&ready, 1, timeout_ms);
 
-	if (n < 0)
-		return (int)n;
-	fds_close(fds); /* none belongs to these messages */
-	switch (packet.header.type) {
-	case AGENT_SLOT:
-		return n == sizeof(packet.slot) ? slot_take(p, &packet.slot) : -EPROTO;
-	case AGENT_UNSLOT:
-		return n == sizeof(packet.range) ? slot_drop(p, &packet.range) : -EPROTO;
-	case AGENT_MERGED:
-		if ((size_t)n < sizeof(packet.merged))
-			return -EPROTO;
-		return answer_take(p, &packet.merged, (size_t)n, ret_answer);
-	case AGENT_RELEASED: /* frames stay referenced until the run is gone; see remap.h */
-		return n == sizeof(packet.range) ? 0 : -EPROTO;
-	default:
+	if (r == 0)
+		return -ETIMEDOUT;
+	if (r < 0)
+		return errno == EINTR ? 0 : -errno;
+	r = packet_receive(p->fd, &packet, MSG_DONTWAIT);
+	if (r == -ETOOMANYREFS || r == -EMSGSIZE)
 		return -EPROTO;
-	}
+	if (r < 0)
+		return r == -EAGAIN ? 0 : r;
+	r = packet_take(p, &packet, ret_answer);
+	packet_close(&packet);
+	return r;
 }
 
 /* ---- life ---- */
@@ -193,26 +187,12 @@ static int peer_identify(struct agent_peer *p)
 	if (getsockopt(p->fd, SOL_SOCKET, SO_PEERCRED, &who, &len) < 0)
 		return -errno;
 	p->pid = who.pid;
+	len = sizeof(p->pidfd);
+	if (getsockopt(p->fd, SOL_SOCKET, SO_PEERPIDFD, &p->pidfd, &len) == 0)
+		return 0;
+	/* Before 6.5 the pid may be another process's already; its memory would then not hold what it says. */
 	p->pidfd = (int)syscall(SYS_pidfd_open, who.pid, 0);
 	return p->pidfd < 0 ? -errno : 0;
-}
-
-static int hello_take(struct agent_peer *p)
-{
-	union packet packet;
-	int fds[FDS_MAX];
-	ssize_t n = packet_receive(p, HELLO_TIMEOUT_MS, &packet, fds);
-
-	if (n < 0)
-		return (int)n;
-	if (n != sizeof(packet.hello) || packet.header.type != AGENT_HELLO ||
-	    packet.hello.version != AGENT_PROTOCOL_VERSION || fds[0] < 0 || fds[1] < 0) {
-		fds_close(fds);
-		return -EPROTO;
-	}
-	p->uffd = fds[0];
-	p->journal_fd = fds[1];
-	return 0;
 }
 
 int agent_peer_new(int fd, struct agent_peer **ret_peer)
@@ -225,10 +205,8 @@ int agent_peer_new(int fd, struct agent_peer **ret_peer)
 		return -ENOMEM;
 	}
 	p->fd = fd;
-	p->pidfd = p->uffd = p->journal_fd = -1;
+	p->pidfd = p->uffd = -1;
 	r = peer_identify(p);
-	if (r == 0)
-		r = hello_take(p);
 	if (r < 0) {
 		agent_peer_free(p);
 		return r;
@@ -239,13 +217,21 @@ int agent_peer_new(int fd, struct agent_peer **ret_peer)
 
 struct agent_peer *agent_peer_free(struct agent_peer *p)
 {
-	const int fds[] = { p ? p->fd : -1, p ? p->pidfd : -1, p ? p->uffd : -1, p ? p->journal_fd : -1 };
-
-	for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
+	if (!p)
+		return NULL;
+	agent_journal_unmap(p->journal);
+	close(p->fd);
+	if (p->pidfd >= 0)
+		close(p->pidfd);
+	if (p->uffd >= 0)
+		close(p->uffd);
 	free(p);
 	return NULL;
+}
+
+int agent_peer_fd(const struct agent_peer *p)
+{
+	return p->fd;
 }
 
 pid_t agent_peer_pid(const struct agent_peer *p)
@@ -258,10 +244,33 @@ int agent_peer_pidfd(const struct agent_peer *p)
 	return p->pidfd;
 }
 
+bool agent_peer_ready(const struct agent_peer *p)
+{
+	return p->ready;
+}
+
+const char *agent_peer_refusal(const struct agent_peer *p)
+{
+	return p->why[0] ? p->why : NULL;
+}
+
 size_t agent_peer_slots(const struct agent_peer *p, const struct agent_slot_view **ret_slots)
 {
 	*ret_slots = p->slots;
 	return p->slot_count;
+}
+
+bool agent_peer_wants_uffd(const struct agent_peer *p)
+{
+	return p->wants_uffd;
+}
+
+bool agent_peer_released(struct agent_peer *p)
+{
+	bool released = p->released;
+
+	p->released = false;
+	return released;
 }
 
 unsigned agent_peer_outstanding(const struct agent_peer *p)
@@ -271,6 +280,24 @@ unsigned agent_peer_outstanding(const struct agent_peer *p)
 
 /* ---- what the daemon says ---- */
 
+/* Never waits for an agent that does not read. */
+static int tell(const struct agent_peer *p, const void *packet, size_t len, int fd)
+{
+	struct pollfd ready = { .fd = p->fd, .events = POLLOUT };
+
+	if (poll(&ready, 1, 0) != 1)
+		return -EAGAIN;
+	return packet_send(p->fd, packet, len, &fd, fd >= 0 ? 1 : 0);
+}
+
+int agent_peer_give_uffd(struct agent_peer *p, int fd)
+{
+	const struct agent_uffd m = { .header.type = AGENT_UFFD, .granted = fd >= 0 };
+
+	p->wants_uffd = false;
+	return tell(p, &m, sizeof(m), fd);
+}
+
 int agent_peer_give_store(struct agent_peer *p, const struct store *s)
 {
 	struct agent_store m = { .header.type = AGENT_STORE, .frames = store_frames(s) };
@@ -278,12 +305,21 @@ int agent_peer_give_store(struct agent_peer *p, const struct store *s)
 	int r;
 
 	if (p->store_given)
-		return -EEXIST;
+		return 0;
 	fd = store_client_fd(s);
 	if (fd < 0)
 		return fd;
-	r = packet_send(p, &m, sizeof(m), fd);
+	r = tell(p, &m, sizeof(m), fd);
 	p->store_given = r == 0;
+	return r;
+}
+
+static int command_send(struct agent_peer *p, const void *packet, size_t len, const struct command *c)
+{
+	int r = tell(p, packet, len, -1);
+
+	if (r == 0)
+		p->sent[p->outstanding++] = *c;
 	return r;
 }
 
@@ -294,7 +330,6 @@ int agent_peer_merge(struct agent_peer *p, uint64_t window, const struct agent_r
 		struct agent_merge m;
 		char bytes[sizeof(struct agent_merge) + AGENT_RUNS_MAX * sizeof(struct agent_run)];
 	} packet;
-	int r;
 
 	if (count == 0 || count > AGENT_RUNS_MAX)
 		return -EINVAL;
@@ -308,12 +343,29 @@ int agent_peer_merge(struct agent_peer *p, uint64_t window, const struct agent_r
 		.min_piece = 1,
 	};
 	memcpy(packet.m.runs, runs, count * sizeof(*runs));
-	r = packet_send(p, &packet, sizeof(packet.m) + count * sizeof(*runs), -1);
-	if (r < 0)
-		return r;
-	p->sent[p->outstanding].sequence = p->sequence;
-	p->sent[p->outstanding].runs = (uint16_t)count;
-	p->sent[p->outstanding].window = window;
-	p->outstanding++;
-	return 0;
+	return command_send(p, &packet, sizeof(packet.m) + count * sizeof(*runs),
+			    &(struct command){ p->sequence, AGENT_MERGE, (uint16_t)count, window });
+}
+
+int agent_peer_hint(struct agent_peer *p, const struct agent_hint *hints, size_t count)
+{
+	union {
+		struct agent_hints m;
+		char bytes[sizeof(struct agent_hints) + AGENT_HINTS_MAX * sizeof(struct agent_hint)];
+	} packet;
+
+	if (count == 0 || count > AGENT_HINTS_MAX)
+		return -EINVAL;
+	if (p->outstanding == AGENT_PEER_OUTSTANDING)
+		return -EBUSY;
+	packet.m.header = (struct agent_header){ .type = AGENT_HINT, .count = (uint16_t)count,
+						 .sequence = ++p->sequence };
+	memcpy(packet.m.hints, hints, count * sizeof(*hints));
+	return command_send(p, &packet, sizeof(packet.m) + count * sizeof(*hints),
+			    &(struct command){ p->sequence, AGENT_HINT, 0, 0 });
+}
+
+int agent_peer_repair(struct agent_peer *p)
+{
+	return p->journal ? agent_journal_repair(p->journal, p->pid, p->pidfd, p->uffd) : 0;
 }

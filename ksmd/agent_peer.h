@@ -1,7 +1,7 @@
 /* ksmd/agent_peer.h - the daemon's end of a connection to the agent in a VMM (agent/protocol.h).
  *
  * The agent is not trusted: packets are checked for length, type and bounds, and who it is comes from the kernel
- * (SO_PEERCRED), not from what it says. One thread at a time. */
+ * (SO_PEERCRED), not from what it says. One thread at a time; which one may change. */
 #ifndef KSMD_AGENT_PEER_H
 #define KSMD_AGENT_PEER_H
 
@@ -15,31 +15,34 @@
 struct agent_peer;
 struct store;
 
-struct agent_slot_view {
-	uint64_t hva, bytes;
-};
-
-/* Takes fd, a connected SOCK_SEQPACKET socket, and waits for the HELLO. 0; -EPROTO (nonsense, or another version);
- * -ETIMEDOUT; -ESRCH; -errno. */
+/* Takes fd, a connected SOCK_SEQPACKET socket. Waits for nothing. 0; -ESRCH (it has ended already); -errno. */
 int agent_peer_new(int fd, struct agent_peer **ret_peer);
 struct agent_peer *agent_peer_free(struct agent_peer *p); /* NULL ok; gives NULL */
 
+int agent_peer_fd(const struct agent_peer *p); /* borrowed; readable: agent_peer_take() */
 pid_t agent_peer_pid(const struct agent_peer *p);
 int agent_peer_pidfd(const struct agent_peer *p); /* borrowed */
+
+/* ---- what it said ---- */
+
+bool agent_peer_ready(const struct agent_peer *p); /* HELLO has come */
+/* Why no memory of its VMM can be exchanged, in its words (printable, at most AGENT_WHY_BYTES); NULL: some can. */
+const char *agent_peer_refusal(const struct agent_peer *p);
+
+struct agent_slot_view {
+	uint64_t hva, bytes;
+	bool can_remap;
+	char why[AGENT_WHY_BYTES]; /* why not; printable */
+};
 size_t agent_peer_slots(const struct agent_peer *p, const struct agent_slot_view **ret_slots);
+/* Whether it asks for the descriptor of /dev/userfaultfd. */
+bool agent_peer_wants_uffd(const struct agent_peer *p);
+/* True once after merged pages became anonymous again, or slots went. */
+bool agent_peer_released(struct agent_peer *p);
 
-/* Sends the store's read-only descriptor, once. 0 or -errno. */
-int agent_peer_give_store(struct agent_peer *p, const struct store *s);
-
-/* Sends a window; runs as in agent/protocol.h. At most AGENT_PEER_OUTSTANDING may be without an answer, which
- * keeps both socket buffers from filling up. 0, -EBUSY, -errno (the connection is over). */
-#define AGENT_PEER_OUTSTANDING 8
-int agent_peer_merge(struct agent_peer *p, uint64_t window, const struct agent_run *runs, size_t count,
-		     uint16_t min_pages_huge, uint16_t min_pages);
-unsigned agent_peer_outstanding(const struct agent_peer *p);
-
-/* What came back for the oldest window that was sent. */
+/* What came back for the oldest window or hints that were sent. */
 struct agent_answer {
+	bool merged; /* of agent_peer_merge(); else of agent_peer_hint(), with error only */
 	uint64_t window;
 	int error;
 	uint32_t stall_us;
@@ -47,8 +50,30 @@ struct agent_answer {
 	struct agent_result results[AGENT_RUNS_MAX];
 };
 
-/* Takes in one packet, waiting at most timeout_ms. 1 and an answer; 0: something else came (slots, releases);
- * -ETIMEDOUT; -EPROTO; -ECONNRESET. */
+/* Takes in one packet, waiting at most timeout_ms. 1 and an answer; 0: something else came; -ETIMEDOUT; -EPROTO
+ * (nonsense); -EPROTONOSUPPORT (an agent of another version); -ECONNRESET. After an error only free() is of use. */
 int agent_peer_take(struct agent_peer *p, int timeout_ms, struct agent_answer *ret_answer);
+
+/* ---- what it is told; 0, -EBUSY, or -errno: the connection is over ---- */
+
+/* A descriptor of /dev/userfaultfd (borrowed), or -1: it gets none. */
+int agent_peer_give_uffd(struct agent_peer *p, int fd);
+/* The store's read-only descriptor; once, later calls do nothing. */
+int agent_peer_give_store(struct agent_peer *p, const struct store *s);
+
+/* Sends a window; runs as in agent/protocol.h. At most AGENT_PEER_OUTSTANDING commands may be without an answer,
+ * which keeps both socket buffers from filling up. */
+#define AGENT_PEER_OUTSTANDING 8
+int agent_peer_merge(struct agent_peer *p, uint64_t window, const struct agent_run *runs, size_t count,
+		     uint16_t min_pages_huge, uint16_t min_pages);
+/* Marks at most AGENT_HINTS_MAX ranges for the kernel's scanner. */
+int agent_peer_hint(struct agent_peer *p, const struct agent_hint *hints, size_t count);
+unsigned agent_peer_outstanding(const struct agent_peer *p);
+
+/* ---- when it is silent (SAFETY.md, R5) ---- */
+
+/* Finishes the window that a dead executor left open: 1 done; 0 nothing is open, or its executor lives; -errno: what is
+ * open stays so, its readers wait, nothing is lost. */
+int agent_peer_repair(struct agent_peer *p);
 
 #endif

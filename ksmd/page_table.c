@@ -39,6 +39,7 @@ static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 		target->hva = region->hva;
 		target->pages = readable_pages(region);
 		target->seed = t->seed;
+		target->anonymous = region->backing == MEM_ANON;
 		t->target_count++; /* from here on page_table_unref() knows it */
 		if (target->pages == 0)
 			continue;

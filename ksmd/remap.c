@@ -18,10 +18,17 @@
 #define ANSWER_TIMEOUT_MS 5000
 #define HUGE_BYTES ((uint64_t)PLAN_WINDOW_PAGES * PAGE_BYTES)
 
+/* Of the kernel's limit of mappings, how much merging may fill in one VMM; the agent keeps to a half by itself. */
+#define MAPPINGS_SHARE 2
+#define MAPPINGS_DEFAULT 65530 /* vm.max_map_count, where it cannot be read */
+
 struct remap {
 	const struct fsio *fs;
 	struct store *store;
 	struct frame_index *index;
+	struct frame_users *users;
+	uint64_t *used_before; /* frames in use at the last sweep */
+	bool swept;	       /* used_before is of use */
 };
 
 /* A window on its way: what its answer needs. */
@@ -33,7 +40,9 @@ struct sent {
 
 struct lane { /* of one VM */
 	const struct remap_vm *vm;
+	struct frame_user *user;
 	bool broken;
+	uint32_t mappings_left;
 	struct sent sent[AGENT_PEER_OUTSTANDING];
 	unsigned first, count;
 };
@@ -61,6 +70,11 @@ int remap_new(const struct fsio *fs, const char *domain, uint32_t frames, struct
 	error = store_new(fs, &options, &r->store);
 	if (error == 0)
 		error = frame_index_new(options.frames, &r->index);
+	if (error == 0)
+		error = frame_users_new(fs, store_inode(r->store), options.frames, &r->users);
+	r->used_before = calloc((options.frames + 63) / 64, sizeof(*r->used_before));
+	if (error == 0 && !r->used_before)
+		error = -ENOMEM;
 	if (error < 0) {
 		remap_free(r);
 		return error;
@@ -73,8 +87,10 @@ struct remap *remap_free(struct remap *r)
 {
 	if (!r)
 		return NULL;
+	frame_users_free(r->users);
 	frame_index_free(r->index);
 	store_free(r->store);
+	free(r->used_before);
 	free(r);
 	return NULL;
 }
@@ -82,11 +98,6 @@ struct remap *remap_free(struct remap *r)
 uint64_t remap_memory_pages(const struct remap *r)
 {
 	return store_memory_bytes(r->store) / PAGE_BYTES;
-}
-
-int remap_give_store(struct remap *r, struct agent_peer *peer)
-{
-	return agent_peer_give_store(peer, r->store);
 }
 
 /* ---- what the planner is told ---- */
@@ -178,9 +189,6 @@ static void answer_count(struct round *o, struct lane *lane, const struct agent_
 		}
 		o->result.merged_pages += merged;
 		o->result.runs += merged > 0;
-		/* An agent that says it mapped nothing holds nothing: it had only this window to map them. */
-		if (merged == 0)
-			store_unreference(o->r->store, run->frame, run->pages);
 	}
 	for (size_t i = 0; i < a->count; i++) {
 		o->result.unequal_runs += a->results[i].outcome == AGENT_RUN_UNEQUAL;
@@ -202,7 +210,7 @@ static void answers_take(struct round *o, struct lane *lane, unsigned left)
 	while (!lane->broken && lane->count > left) {
 		int r = agent_peer_take(lane->vm->peer, ANSWER_TIMEOUT_MS, &answer);
 
-		if (r == 1)
+		if (r == 1 && answer.merged)
 			answer_count(o, lane, &answer);
 		if (r < 0) {
 			log_warning("agent pid=%d gives no answer, its VM is merged no further: %s",
@@ -251,8 +259,10 @@ static size_t window_runs(struct round *o, const struct plan_window *w, uint64_t
 		uint64_t at = page_hva(o, w->vm, run->page);
 
 		/* A frame whose fill failed, in this window or an earlier one, is not published. */
-		if (run->frame != PLAN_ZERO && store_reference(o->r->store, run->frame, run->pages) < 0)
+		if (run->frame != PLAN_ZERO && !store_is_published(o->r->store, run->frame, run->pages))
 			continue;
+		if (run->frame != PLAN_ZERO)
+			frame_user_ask(o->lanes[w->vm].user, run->frame, run->pages);
 		s->runs[s->count++] = (struct agent_run){ (uint16_t)((at - window) / PAGE_BYTES),
 							  (uint16_t)run->pages,
 							  run->frame == PLAN_ZERO ? AGENT_ZERO : run->frame };
@@ -320,7 +330,7 @@ static int plan_make(struct round *o, struct plan **ret_plan)
 	if (!vms)
 		return -ENOMEM;
 	for (size_t i = 0; i < o->count; i++)
-		vms[i].mappings_left = o->lanes[i].vm->mappings_left;
+		vms[i].mappings_left = o->lanes[i].mappings_left;
 	input.vms = vms;
 	r = plan_new(&input, ret_plan);
 	free(vms);
@@ -354,39 +364,174 @@ static int windows_run(struct round *o, struct plan *plan)
 	return r;
 }
 
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, struct remap_result *ret_result)
+/* How many mappings merging may still make in this process. Half of the limit is the VMM's own. */
+static uint32_t mappings_left(const struct remap *r, struct frame_user *user)
+{
+	uint64_t limit = MAPPINGS_DEFAULT;
+	uint32_t mappings;
+
+	if (fsio_read_u64(r->fs, &limit, "/proc/sys/vm/max_map_count") < 0)
+		limit = MAPPINGS_DEFAULT;
+	if (limit > PLAN_MAPPINGS_UNLIMITED - 1)
+		limit = PLAN_MAPPINGS_UNLIMITED - 1;
+	if (frame_user_look(r->users, user) < 0)
+		return 0;
+	mappings = frame_user_figures(user)->mappings;
+	return mappings < limit / MAPPINGS_SHARE ? (uint32_t)(limit / MAPPINGS_SHARE) - mappings : 0;
+}
+
+/* A VM that cannot take part is broken from the beginning: its pages are planned for and not merged. */
+static int lanes_make(struct round *o, const struct remap_vm *vms)
+{
+	o->lanes = calloc(o->count + 1, sizeof(*o->lanes));
+	if (!o->lanes)
+		return -ENOMEM;
+	for (size_t i = 0; i < o->count; i++) {
+		struct lane *lane = &o->lanes[i];
+		int r;
+
+		lane->vm = &vms[i];
+		r = agent_peer_give_store(vms[i].peer, o->r->store);
+		lane->broken = r < 0;
+		if (r < 0)
+			log_warning("agent pid=%d does not take the store: %s", (int)agent_peer_pid(vms[i].peer),
+				    strerror(-r));
+	}
+	/* First all, then their addresses: a client that is new may drop one that has ended. */
+	for (size_t i = 0; i < o->count; i++) {
+		const struct agent_peer *peer = vms[i].peer;
+
+		if (!frame_users_client(o->r->users, agent_peer_pid(peer), agent_peer_pidfd(peer)))
+			return -ENOMEM;
+	}
+	for (size_t i = 0; i < o->count; i++) {
+		o->lanes[i].user = frame_users_client(o->r->users, agent_peer_pid(vms[i].peer),
+						      agent_peer_pidfd(vms[i].peer));
+		if (!o->lanes[i].user)
+			return -ENOMEM;
+		o->lanes[i].mappings_left = mappings_left(o->r, o->lanes[i].user);
+	}
+	return 0;
+}
+
+static void round_free(struct round *o)
+{
+	for (size_t i = 0; i < o->range_count; i++)
+		free(o->huge[i]);
+	free(o->huge);
+	free(o->ranges);
+	free(o->lanes);
+}
+
+static int round_run(struct round *o, uint64_t start_ns)
+{
+	struct plan *plan = NULL;
+	struct store_counts counts;
+	int error = ranges_make(o);
+
+	if (error == 0)
+		error = plan_make(o, &plan);
+	o->result.plan_seconds = (double)(clock_mono_ns() - start_ns) / (double)NSEC_PER_SEC;
+	if (error == 0)
+		error = windows_run(o, plan);
+	store_count(o->r->store, &counts);
+	if (plan)
+		o->result.metadata_bytes =
+			plan_bytes(plan) + counts.metadata_bytes + frame_index_bytes(o->r->index);
+	plan_free(plan);
+	return error;
+}
+
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, bool *broken,
+		struct remap_result *ret_result)
 {
 	struct round o = { .r = r, .count = count };
 	uint64_t start = clock_mono_ns();
-	struct plan *plan = NULL;
-	struct store_counts counts;
-	int error = 0;
+	int error;
 
 	rcu_register_thread();
-	o.lanes = calloc(count + 1, sizeof(*o.lanes));
-	if (!o.lanes)
-		error = -ENOMEM;
-	for (size_t i = 0; error == 0 && i < count; i++)
-		o.lanes[i].vm = &vms[i];
+	error = lanes_make(&o, vms);
 	if (error == 0)
-		error = ranges_make(&o);
-	if (error == 0)
-		error = plan_make(&o, &plan);
-	o.result.plan_seconds = (double)(clock_mono_ns() - start) / (double)NSEC_PER_SEC;
-	if (error == 0)
-		error = windows_run(&o, plan);
-	store_count(r->store, &counts);
-	if (plan)
-		o.result.metadata_bytes = plan_bytes(plan) + counts.metadata_bytes + frame_index_bytes(r->index);
-	plan_free(plan);
-	for (size_t i = 0; i < o.range_count; i++)
-		free(o.huge[i]);
-	free(o.huge);
-	free(o.ranges);
-	free(o.lanes);
+		error = round_run(&o, start);
 	rcu_unregister_thread();
+	for (size_t i = 0; error == 0 && i < count; i++) {
+		if (!o.lanes[i].broken)
+			frame_user_settle(o.lanes[i].user);
+		if (broken)
+			broken[i] = o.lanes[i].broken;
+	}
+	round_free(&o);
 	o.result.seconds = (double)(clock_mono_ns() - start) / (double)NSEC_PER_SEC;
 	if (error == 0)
 		*ret_result = o.result;
 	return error;
+}
+
+/* ---- frames that nobody uses any more ---- */
+
+static uint32_t frames_free(struct remap *r, const uint64_t *used)
+{
+	uint32_t at = 0, n, freed = 0;
+
+	for (; store_next_unused(r->store, used, &at, &n); freed += n) {
+		/* Not to be found any more before it is gone. */
+		for (uint32_t f = at; f < at + n; f++)
+			frame_index_drop(r->index, f);
+		store_retire(r->store, at, n);
+	}
+	return freed;
+}
+
+int remap_sweep(struct remap *r, uint32_t *ret_freed, bool *ret_more)
+{
+	size_t words = (store_frames(r->store) + 63) / 64;
+	const uint64_t *used;
+	uint32_t at = 0, n;
+	int error = frame_users_look(r->users, &used);
+
+	*ret_freed = 0;
+	*ret_more = true;
+	if (error < 0)
+		return error;
+	for (size_t w = 0; w < words; w++)
+		r->used_before[w] |= used[w];
+	if (r->swept)
+		*ret_freed = frames_free(r, r->used_before);
+	memcpy(r->used_before, used, words * sizeof(*used));
+	r->swept = true;
+	*ret_more = store_next_unused(r->store, used, &at, &n) || frame_users_stale(r->users);
+	return 0;
+}
+
+void remap_vm_changed(struct remap *r, pid_t pid)
+{
+	struct frame_user *user = frame_users_find(r->users, pid);
+
+	if (user)
+		frame_user_changed(user);
+}
+
+void remap_vm_hello(struct remap *r, pid_t pid)
+{
+	struct frame_user *user = frame_users_find(r->users, pid);
+
+	if (user)
+		frame_user_settle(user);
+}
+
+bool remap_vm_figures(const struct remap *r, pid_t pid, struct frame_user_figures *ret_figures)
+{
+	const struct frame_user *user = frame_users_find(r->users, pid);
+
+	if (user)
+		*ret_figures = *frame_user_figures(user);
+	return user != NULL;
+}
+
+uint64_t remap_frames(const struct remap *r)
+{
+	struct store_counts counts;
+
+	store_count(r->store, &counts);
+	return counts.frames_used;
 }

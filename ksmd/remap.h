@@ -2,18 +2,20 @@
  *
  * A round takes the hashes that a pass has found, plans windows, fills the frames that are new from the window that
  * is the first to use them, and has the agents exchange pages for frames, several windows at a time. Nothing here
- * decides that two pages are equal: the agent compares every byte while nobody can write to the page.
+ * decides that two pages are equal: the agent compares every byte while nobody can write to the page. Nothing that an
+ * agent answers decides when a frame is free: see ksmd/frame_users.h.
  *
- * Frames are referenced for each run before the window is sent and stay so until the process ends, because only
- * then it is certain that no mapping is left. One thread at a time. */
+ * One thread at a time, unless said otherwise. */
 #ifndef KSMD_REMAP_H
 #define KSMD_REMAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "core/fsio.h"
 #include "ksmd/agent_peer.h"
+#include "ksmd/frame_users.h"
 
 struct page_table;
 struct remap;
@@ -25,18 +27,14 @@ struct remap *remap_free(struct remap *r); /* merged memory stays merged; NULL o
 /* Memory that the shared frames take, in pages. From any thread. */
 uint64_t remap_memory_pages(const struct remap *r);
 
-/* Lends the domain's store to an agent, once. 0 or -errno. */
-int remap_give_store(struct remap *r, struct agent_peer *peer);
-
 struct remap_vm {
 	struct agent_peer *peer;	/* borrowed */
 	const struct page_table *table; /* scanned; borrowed, and not to change during the round */
-	uint32_t mappings_left;		/* of its budget */
 };
 
 struct remap_result {
 	uint64_t windows, runs;
-	uint64_t merged_pages, zero_pages; /* by frames; left absent */
+	uint64_t merged_pages, zero_pages; /* as the agents said: by frames; left absent */
 	uint64_t unequal_runs, busy_runs, skipped_runs, failed_runs;
 	uint64_t filled_frames;
 	uint64_t stall_us_max;
@@ -44,7 +42,21 @@ struct remap_result {
 	size_t metadata_bytes; /* store, index and plan, at the highest */
 };
 
-/* 0, or -errno when the round could not be made; a peer that fails costs only its own windows. */
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, struct remap_result *ret_result);
+/* 0, or -errno when the round could not be made; a peer that fails costs only its own windows: broken, if not NULL,
+ * has room for count and says which did (only free() is of use for these). */
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, bool *broken,
+		struct remap_result *ret_result);
+
+/* Looks which frames are in use and frees those that were in use neither now nor at the sweep before. Not while
+ * commands are under way. 0 and how many were freed, and whether another sweep may free more; -errno. */
+int remap_sweep(struct remap *r, uint32_t *ret_freed, bool *ret_more);
+/* The pages of this VM's process are to be looked at in the next sweep. */
+void remap_vm_changed(struct remap *r, pid_t pid);
+/* Of the last sweep; false: this process is no client. */
+bool remap_vm_figures(const struct remap *r, pid_t pid, struct frame_user_figures *ret_figures);
+/* Its agent said hello (again): no command of before will be carried out any more. */
+void remap_vm_hello(struct remap *r, pid_t pid);
+/* How many frames are in use. */
+uint64_t remap_frames(const struct remap *r);
 
 #endif

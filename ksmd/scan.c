@@ -178,6 +178,8 @@ static void range_add(struct worker *w, struct scan_target *t, const struct page
 		w->zero_mapped += last - first;
 		return;
 	}
+	if (t->anonymous && (range->flags & PAGE_FILE))
+		return;
 	if (range->flags & PAGE_HUGE)
 		w->huge += last - first;
 	/* 64 pages at a time, so that little time passes between the look and the read. */

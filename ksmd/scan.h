@@ -37,6 +37,7 @@ struct scan_target {
 	uint64_t pages;
 	uint64_t seed;	  /* of page_hash() */
 	bool early;	  /* its index hits count in scan_progress */
+	bool anonymous;	  /* private memory: a file's page in it is a frame that it was merged with, and left out */
 	uint64_t *hashes; /* from scan_hashes_new(pages), may hold an earlier scan; borrowed */
 
 	uint8_t *used;	  /* one per SCAN_CHUNK_PAGES pages: whether any hash in it is set; borrowed; may be NULL */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -26,11 +27,11 @@ static struct store_block *block_of(const struct store *s, uint32_t frame)
 }
 
 /* Before the frame's state changes from free. */
-static void frame_take(struct store *s, uint32_t frame, uint16_t state)
+static void frame_take(struct store *s, uint32_t frame, enum frame_state state)
 {
 	struct store_block *b = block_of(s, frame);
 
-	s->refs[frame] = state;
+	s->states[frame] = (uint8_t)state;
 	s->used++;
 	b->used++;
 	if (b->fit > STORE_BLOCK_FRAMES - b->used)
@@ -43,7 +44,7 @@ static void frame_give(struct store *s, uint32_t frame)
 {
 	struct store_block *b = block_of(s, frame);
 
-	s->refs[frame] = REF_FREE;
+	s->states[frame] = FRAME_FREE;
 	s->used--;
 	b->used--;
 	b->fit = (uint16_t)(STORE_BLOCK_FRAMES - b->used);
@@ -87,7 +88,7 @@ static bool gap_find(struct store *s, uint32_t block, uint32_t n, uint32_t *ret_
 	if (b->used == 0 || b->used == STORE_BLOCK_FRAMES || b->fit < n)
 		return false;
 	for (uint32_t i = 0; i < STORE_BLOCK_FRAMES; i++) {
-		run = s->refs[first + i] == REF_FREE ? run + 1 : 0;
+		run = s->states[first + i] == FRAME_FREE ? run + 1 : 0;
 		if (run > longest)
 			longest = run;
 		if (run == n) {
@@ -116,7 +117,7 @@ int store_alloc(struct store *s, uint32_t n, uint32_t align, uint32_t *ret_first
 	uint32_t block, first;
 	int r;
 
-	if (n == 0 || s->adopting || (align != 1 && (align != STORE_BLOCK_FRAMES || n % align)))
+	if (n == 0 || (align != 1 && (align != STORE_BLOCK_FRAMES || n % align)))
 		return -EINVAL;
 	if (n > s->frames)
 		return -ENOSPC;
@@ -134,7 +135,7 @@ int store_alloc(struct store *s, uint32_t n, uint32_t align, uint32_t *ret_first
 		}
 	}
 	for (uint32_t i = 0; i < n; i++)
-		frame_take(s, first + i, REF_FILLING);
+		frame_take(s, first + i, FRAME_FILLING);
 	s->filling += n;
 	*ret_first = first;
 	return 0;
@@ -147,7 +148,7 @@ int store_release(struct store *s, uint32_t first, uint32_t n)
 	if (!in_range(s, first, n))
 		return -EINVAL;
 	for (uint32_t i = 0; i < n; i++) {
-		bool filling = s->refs[first + i] == REF_FILLING;
+		bool filling = s->states[first + i] == FRAME_FILLING;
 
 		if (filling) {
 			frame_give(s, first + i);
@@ -164,13 +165,12 @@ int store_release(struct store *s, uint32_t first, uint32_t n)
 
 /* ---- contents ---- */
 
-/* Whether all these frames are in states [low, high]. */
-static bool range_is(const struct store *s, uint32_t first, uint32_t n, uint32_t low, uint32_t high)
+static bool range_is(const struct store *s, uint32_t first, uint32_t n, enum frame_state state)
 {
 	if (!in_range(s, first, n))
 		return false;
 	for (uint32_t i = 0; i < n; i++)
-		if (s->refs[first + i] < low || s->refs[first + i] > high)
+		if (s->states[first + i] != state)
 			return false;
 	return true;
 }
@@ -229,7 +229,7 @@ int store_fill(struct store *s, pid_t pid, int pidfd, const struct store_piece *
 
 	*ret_done = 0;
 	for (size_t i = 0; i < count; i++)
-		if (!range_is(s, pieces[i].frame, pieces[i].pages, REF_FILLING, REF_FILLING))
+		if (!range_is(s, pieces[i].frame, pieces[i].pages, FRAME_FILLING))
 			return -EBUSY;
 	while (r == 0 && done < count) {
 		part = count - done < FILL_PIECES ? count - done : FILL_PIECES;
@@ -247,76 +247,52 @@ const void *store_frame(const struct store *s, uint32_t frame)
 	return frame < s->frames ? s->map + (size_t)frame * PAGE_BYTES : NULL;
 }
 
-/* ---- references ---- */
+/* ---- published frames ---- */
 
 int store_publish(struct store *s, uint32_t first, uint32_t n)
 {
-	if (!range_is(s, first, n, REF_FILLING, REF_FILLING))
+	if (!range_is(s, first, n, FRAME_FILLING))
 		return -EINVAL;
-	for (uint32_t i = 0; i < n; i++)
-		s->refs[first + i] = 1;
+	memset(s->states + first, FRAME_PUBLISHED, n);
 	s->filling -= n;
 	return 0;
 }
 
+void store_publish_all(struct store *s)
+{
+	memset(s->states, FRAME_PUBLISHED, s->frames);
+	for (uint32_t i = 0; i < s->block_count; i++)
+		s->blocks[i].used = STORE_BLOCK_FRAMES;
+	s->used = s->frames;
+	s->blocks_high = s->block_count;
+}
+
 bool store_is_published(const struct store *s, uint32_t first, uint32_t n)
 {
-	return range_is(s, first, n, 1, STORE_REFERENCES_MAX);
+	return range_is(s, first, n, FRAME_PUBLISHED);
 }
 
-int store_reference(struct store *s, uint32_t first, uint32_t n)
+bool store_next_unused(const struct store *s, const uint64_t *used, uint32_t *first, uint32_t *ret_n)
 {
-	if (!range_is(s, first, n, s->adopting ? REF_FREE : 1, STORE_REFERENCES_MAX))
-		return -EINVAL;
-	if (!range_is(s, first, n, REF_FREE, STORE_REFERENCES_MAX - 1))
-		return -EMLINK;
-	for (uint32_t i = 0; i < n; i++) {
-		if (s->refs[first + i] == REF_FREE) { /* adopting */
-			if (block_of(s, first + i)->used == 0)
-				block_of(s, first + i)->fit = STORE_BLOCK_FRAMES;
-			frame_take(s, first + i, 1);
-		} else {
-			s->refs[first + i]++;
-		}
-	}
-	return 0;
+	uint32_t end = s->blocks_high * STORE_BLOCK_FRAMES, at = *first, n = 0;
+
+	while (at < end && (s->states[at] != FRAME_PUBLISHED || (used[at / 64] >> (at % 64) & 1)))
+		at++;
+	while (at + n < end && s->states[at + n] == FRAME_PUBLISHED && !(used[(at + n) / 64] >> ((at + n) % 64) & 1))
+		n++;
+	*first = at;
+	*ret_n = n;
+	return n > 0;
 }
 
-int store_unreference(struct store *s, uint32_t first, uint32_t n)
+int store_retire(struct store *s, uint32_t first, uint32_t n)
 {
-	uint32_t punch = 0;
-
 	if (!store_is_published(s, first, n))
 		return -EINVAL;
-	for (uint32_t i = 0; i < n; i++) {
-		bool last = --s->refs[first + i] == 0;
-
-		if (last) {
-			frame_give(s, first + i);
-			punch++;
-		}
-		if (punch > 0 && !s->adopting && (!last || i + 1 == n))
-			store_punch(s, first + i + last - punch, punch);
-		if (!last)
-			punch = 0;
-	}
+	for (uint32_t i = 0; i < n; i++)
+		frame_give(s, first + i);
+	store_punch(s, first, n);
 	return 0;
-}
-
-void store_adopt_end(struct store *s)
-{
-	uint32_t used_frames = s->blocks_high * STORE_BLOCK_FRAMES;
-
-	for (uint32_t f = 0, first = 0; s->adopting && f <= used_frames; f++) {
-		if (f < used_frames && s->refs[f] == REF_FREE)
-			continue;
-		if (f < used_frames && f > first)
-			store_punch(s, first, f - first);
-		else if (f == used_frames && first < s->frames)
-			store_punch(s, first, s->frames - first);
-		first = f + 1;
-	}
-	s->adopting = false;
 }
 
 /* ---- figures ---- */
@@ -337,7 +313,7 @@ void store_count(const struct store *s, struct store_counts *ret_counts)
 		.frames_filling = s->filling,
 		.huge_blocks = s->huge,
 		.bytes = store_memory_bytes(s),
-		.metadata_bytes = sizeof(*s) + blocks * (sizeof(*s->blocks) + STORE_BLOCK_FRAMES * sizeof(*s->refs)),
+		.metadata_bytes = sizeof(*s) + blocks * (sizeof(*s->blocks) + STORE_BLOCK_FRAMES * sizeof(*s->states)),
 	};
 }
 

@@ -3,13 +3,12 @@
  * A store is a memfd, large and sparse, owned and written by the daemon alone. Agents map it read-only and
  * privately over merged pages. A frame's life:
  *
- *	free -> store_alloc() -> store_fill() -> store_publish() -> mapped by clients -> last reference gone -> free
+ *	free -> store_alloc() -> store_fill() -> store_publish() -> mapped by clients -> store_retire() -> free
  *
- * From store_publish() on a frame is immutable: nothing here writes it (store_fill() refuses). One reference
- * stands for one run of a client that maps the frame, or that may come to map it because a command is on its
- * way: take it before the command is sent, drop it when the client said that the mapping is gone or was never
- * made, or has ended. That all pages of a run were copied on write is no reason to drop it: the mapping is still
- * there. When the last reference goes the frame is punched out of the file, and may be used for other contents.
+ * From store_publish() on a frame is immutable: nothing here writes it (store_fill() refuses). Who maps it is not
+ * counted here: only the kernel's list of a process's mappings is sure to tell (ksmd/frame_use.h). A frame that no
+ * process maps and no command on its way names is retired: punched out of the file, and used for other contents. That
+ * all pages of a mapping were copied on write is no reason to do so: the mapping is still there.
  *
  * Not thread-safe: one thread at a time. */
 #ifndef KSMD_STORE_H
@@ -24,10 +23,6 @@
 
 #define STORE_BLOCK_FRAMES 512u /* 2 MiB: what one huge mapping covers */
 #define STORE_FRAMES_MAX (UINT32_C(1) << 31)
-/* Clients' runs that may share one frame. More would not fit its 16 bits, and a page with a hundred thousand
- * mappings is slow to reclaim or migrate (KSM's own limit, max_page_sharing, is 256 by default). */
-#define STORE_REFERENCES_MAX 65000u
-
 struct store;
 
 struct store_options {
@@ -42,10 +37,8 @@ struct store_options {
 int store_new(const struct fsio *fs, const struct store_options *options, struct store **ret_store);
 /* The store of an earlier daemon from the descriptor that a client hands back. It is taken only if it can be
  * nothing else: a memfd of our own user, not writable by others, with exactly the seals of a store; else -EPERM.
- * fd is borrowed. All frames are free at first; store_reference() says what the clients map; then
- * store_adopt_end() punches out what nobody does. Nothing can be allocated in between. */
+ * fd is borrowed. All frames count as published; store_retire() those that nobody maps. */
 int store_adopt(const struct fsio *fs, int fd, const struct store_options *options, struct store **ret_store);
-void store_adopt_end(struct store *s);
 /* The memory lives as long as a client maps it. NULL ok; gives NULL. */
 struct store *store_free(struct store *s);
 
@@ -53,6 +46,8 @@ struct store *store_free(struct store *s);
 int store_client_fd(const struct store *s);
 /* Whether fd is a descriptor of this store. */
 bool store_is(const struct store *s, int fd);
+/* The file's number: in /proc/PID/maps it tells the store's mappings from all others. 0: unknown. */
+uint64_t store_inode(const struct store *s);
 uint32_t store_frames(const struct store *s); /* room, used or not */
 
 /* ---- frames; all ranges [first, first + n) ---- */
@@ -71,15 +66,17 @@ struct store_piece {
  * 0, -EBUSY (a frame is not ours to write), -ESRCH, -EFAULT, -errno. */
 int store_fill(struct store *s, pid_t pid, int pidfd, const struct store_piece *pieces, size_t count,
 	       size_t *ret_done);
-/* Filled or not, they are immutable now and have one reference, the caller's. 0 or -EINVAL (all or nothing). */
+/* Filled or not, they are immutable now. 0 or -EINVAL (all or nothing). */
 int store_publish(struct store *s, uint32_t first, uint32_t n);
 /* Gives allocated frames back that were not published; others in the range stay. -EINVAL when out of range. */
 int store_release(struct store *s, uint32_t first, uint32_t n);
 
-/* All or nothing: -EINVAL (a frame is not published), -EMLINK (STORE_REFERENCES_MAX). */
-int store_reference(struct store *s, uint32_t first, uint32_t n);
-int store_unreference(struct store *s, uint32_t first, uint32_t n);
 bool store_is_published(const struct store *s, uint32_t first, uint32_t n);
+/* The next stretch, at or behind *first, of published frames whose bit in used (one for each frame of the store) is
+ * not set. False: there is none. */
+bool store_next_unused(const struct store *s, const uint64_t *used, uint32_t *first, uint32_t *ret_n);
+/* Published frames become free: nobody maps them or is about to. 0 or -EINVAL (all or nothing). */
+int store_retire(struct store *s, uint32_t first, uint32_t n);
 
 /* Read-only. Reading a frame that is free would fill the hole: look at allocated ones only. */
 const void *store_frame(const struct store *s, uint32_t frame);

@@ -85,9 +85,9 @@ int store_map(struct store *s, int node)
 	size_t bytes = (size_t)s->frames * PAGE_BYTES;
 
 	s->block_count = s->frames / STORE_BLOCK_FRAMES;
-	s->refs = reserve(s->frames * sizeof(*s->refs));
+	s->states = reserve(s->frames * sizeof(*s->states));
 	s->blocks = reserve(s->block_count * sizeof(*s->blocks));
-	if (!s->refs || !s->blocks)
+	if (!s->states || !s->blocks)
 		return -ENOMEM;
 	s->map = map_file(s->fd, bytes);
 	if (!s->map)
@@ -211,7 +211,6 @@ int store_adopt(const struct fsio *fs, int fd, const struct store_options *optio
 	if (!s)
 		return -ENOMEM;
 	s->fd = -1;
-	s->adopting = true;
 	r = adopt_check(fs, fd, &s->frames);
 	if (r < 0)
 		goto fail;
@@ -221,6 +220,7 @@ int store_adopt(const struct fsio *fs, int fd, const struct store_options *optio
 	r = store_map(s, options->node);
 	if (r < 0)
 		goto fail;
+	store_publish_all(s);
 	*ret_store = s;
 	return 0;
 fail:
@@ -236,8 +236,8 @@ struct store *store_free(struct store *s)
 		munmap(s->map, (size_t)s->frames * PAGE_BYTES);
 	if (s->map_huge)
 		munmap(s->map_huge, (size_t)s->frames * PAGE_BYTES);
-	if (s->refs)
-		munmap(s->refs, s->frames * sizeof(*s->refs));
+	if (s->states)
+		munmap(s->states, s->frames * sizeof(*s->states));
 	if (s->blocks)
 		munmap(s->blocks, s->block_count * sizeof(*s->blocks));
 	if (s->fd >= 0)
@@ -263,4 +263,11 @@ bool store_is(const struct store *s, int fd)
 
 	return fstat(s->fd, &ours) == 0 && fstat(fd, &theirs) == 0 && ours.st_dev == theirs.st_dev &&
 	       ours.st_ino == theirs.st_ino;
+}
+
+uint64_t store_inode(const struct store *s)
+{
+	struct stat st;
+
+	return fstat(s->fd, &st) == 0 ? st.st_ino : 0;
 }

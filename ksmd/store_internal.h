@@ -4,9 +4,7 @@
 
 #include "ksmd/store.h"
 
-/* Per frame: 0 free, REF_FILLING allocated, else the number of references. */
-#define REF_FREE 0u
-#define REF_FILLING UINT16_MAX
+enum frame_state { FRAME_FREE, FRAME_FILLING, FRAME_PUBLISHED };
 
 struct store_block {
 	uint16_t used;	/* frames that are not free */
@@ -21,17 +19,18 @@ struct store {
 	char *map;	/* all of it, aligned to 2 MiB, without advice */
 	char *map_huge; /* the same with MADV_HUGEPAGE: whole blocks are first touched here */
 	uint32_t frames, block_count;
-	uint16_t *refs;		    /* per frame; address space, memory only where used */
+	uint8_t *states;	    /* enum frame_state; address space, memory only where used */
 	struct store_block *blocks; /* the same */
 	uint32_t blocks_high;	    /* no block above was ever used */
 	uint32_t block_free;	    /* no block below is free */
 	uint32_t block_next;	    /* where the search for a gap goes on */
 	uint64_t used, filling, huge;
-	bool adopting;
 };
 
 /* Arrays and mappings for s->fd and s->frames. 0 or -errno. */
 int store_map(struct store *s, int node);
+/* Every frame becomes published: of an adopted store it is not known which are. */
+void store_publish_all(struct store *s);
 /* Makes the memory of a block huge if the kernel has any; its content is zeroes or as before. */
 bool store_block_make_huge(struct store *s, uint32_t block);
 void store_punch(struct store *s, uint32_t first, uint32_t n);

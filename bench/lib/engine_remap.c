@@ -16,7 +16,6 @@
 
 #define SEED 4711
 #define STORE_FRAMES (1u << 20) /* 4 GiB of room */
-#define MAPPINGS 30000u		/* under half of the kernel's default limit for a process */
 #define SLOT_TIMEOUT_MS 5000
 
 struct remap_engine {
@@ -84,7 +83,7 @@ static int peer_attach(struct remap_engine *e, int listen_fd, const char *path, 
 	pthread_join(thread, NULL);
 	if (r == 0)
 		r = a.error;
-	while (r == 0 && agent_peer_slots(e->peers[i], &slots) == 0)
+	while (r >= 0 && agent_peer_slots(e->peers[i], &slots) == 0)
 		r = agent_peer_take(e->peers[i], SLOT_TIMEOUT_MS, &answer);
 	return r < 0 ? r : 0;
 }
@@ -142,9 +141,9 @@ static void *engine_main(void *arg)
 
 	e->error = scan(e);
 	for (size_t i = 0; i < e->c->group->count; i++)
-		vms[i] = (struct remap_vm){ e->peers[i], e->tables[i], MAPPINGS };
+		vms[i] = (struct remap_vm){ e->peers[i], e->tables[i] };
 	if (e->error == 0)
-		e->error = remap_round(e->remap, vms, e->c->group->count, &e->result);
+		e->error = remap_round(e->remap, vms, e->c->group->count, NULL, &e->result);
 	snprintf(e->why, sizeof(e->why),
 		 "%llu windows, %llu runs, %llu + %llu zero pages, %llu frames; unequal %llu busy %llu skipped %llu "
 		 "failed %llu; plan %.3f of %.3f s; longest stall %llu us",
@@ -175,8 +174,6 @@ static int remap_start(const struct engine_context *c, void **ret_e, char *ret_w
 		r = remap_new(c->fs, "bench", STORE_FRAMES, &e->remap);
 	for (size_t i = 0; r == 0 && i < c->group->count; i++) {
 		r = peer_attach(e, listen_fd, path, i);
-		if (r == 0)
-			r = remap_give_store(e->remap, e->peers[i]);
 		if (r == 0)
 			r = table_make(e, i);
 	}

@@ -10,6 +10,19 @@ static off_t next_data(int fd, uint32_t frame)
 
 /* ---- life of a frame ---- */
 
+/* Retires all frames but [first, first + n); how many. */
+static uint32_t retire_unused(struct store *s, uint32_t first, uint32_t n)
+{
+	uint64_t used[FRAMES / 64] = { 0 };
+	uint32_t at = 0, len, sum = 0;
+
+	for (uint32_t f = first; f < first + n; f++)
+		used[f / 64] |= UINT64_C(1) << f % 64;
+	for (; store_next_unused(s, used, &at, &len); sum += len)
+		CU_ASSERT_EQUAL(store_retire(s, at, len), 0);
+	return sum;
+}
+
 static void test_store_frame_life(void)
 {
 	struct store *s = new_store(FRAMES);
@@ -20,23 +33,21 @@ static void test_store_frame_life(void)
 	CU_ASSERT_EQUAL(count(s).bytes, 0);
 	CU_ASSERT_EQUAL(store_alloc(s, 10, 1, &first), 0);
 	CU_ASSERT_EQUAL(count(s).frames_filling, 10);
-	CU_ASSERT_EQUAL(store_reference(s, first, 10), -EINVAL); /* not published */
-	CU_ASSERT_EQUAL(store_unreference(s, first, 10), -EINVAL);
+	CU_ASSERT_EQUAL(store_retire(s, first, 10), -EINVAL); /* not published */
 	put(s, first, 10, 100);
 	CU_ASSERT_TRUE(store_is_published(s, first, 10));
 	CU_ASSERT_FALSE(store_is_published(s, first, 11));
 	CU_ASSERT_EQUAL(store_publish(s, first, 10), -EINVAL);
 	CU_ASSERT_EQUAL(count(s).frames_filling, 0);
 	CU_ASSERT_EQUAL(count(s).bytes, 10 * PAGE_BYTES);
-	CU_ASSERT_EQUAL(store_reference(s, first + 2, 3), 0);
 	CU_ASSERT_EQUAL(store_release(s, first, 10), 0); /* published ones stay */
-	CU_ASSERT_EQUAL(store_unreference(s, first, 10), 0);
+	CU_ASSERT_EQUAL(retire_unused(s, first + 2, 3), 7);
 	CU_ASSERT_EQUAL(count(s).frames_used, 3);
 	CU_ASSERT_EQUAL(count(s).bytes, 3 * PAGE_BYTES);
 	CU_ASSERT_EQUAL(next_data(fd, 0), first + 2);
 	CU_ASSERT_TRUE(frame_is(s, first + 2, 102) && frame_is(s, first + 4, 104));
-	CU_ASSERT_EQUAL(store_unreference(s, first, 10), -EINVAL); /* all or nothing */
-	CU_ASSERT_EQUAL(store_unreference(s, first + 2, 3), 0);
+	CU_ASSERT_EQUAL(store_retire(s, first, 10), -EINVAL); /* all or nothing */
+	CU_ASSERT_EQUAL(store_retire(s, first + 2, 3), 0);
 	CU_ASSERT_EQUAL(count(s).frames_used, 0);
 	CU_ASSERT_EQUAL(count(s).bytes, 0);
 	CU_ASSERT_PTR_NULL(store_free(s));
@@ -97,23 +108,6 @@ static void test_store_fill_failures_reported(void)
 	store_free(s);
 }
 
-static void test_store_references_bounded(void)
-{
-	struct store *s = new_store(FRAMES);
-	uint32_t first;
-	int r = 0;
-
-	CU_ASSERT_EQUAL(store_alloc(s, 2, 1, &first), 0);
-	CU_ASSERT_EQUAL(store_publish(s, first, 2), 0);
-	for (uint32_t i = 1; i < STORE_REFERENCES_MAX; i++)
-		r |= store_reference(s, first + 1, 1);
-	CU_ASSERT_EQUAL(r, 0);
-	CU_ASSERT_EQUAL(store_reference(s, first, 2), -EMLINK); /* all or nothing */
-	CU_ASSERT_EQUAL(store_unreference(s, first, 1), 0);
-	CU_ASSERT_EQUAL(count(s).frames_used, 1);
-	store_free(s);
-}
-
 static void test_store_bad_arguments_refused(void)
 {
 	static const uint32_t sizes[] = { 0, 1, 513, STORE_FRAMES_MAX + STORE_BLOCK_FRAMES };
@@ -135,7 +129,7 @@ static void test_store_bad_arguments_refused(void)
 	CU_ASSERT_EQUAL(store_alloc(s, 1, 1, &first), -ENOSPC);
 	CU_ASSERT_EQUAL(store_release(s, 1, 1024), -EINVAL);
 	CU_ASSERT_EQUAL(store_release(s, UINT32_MAX, 2), -EINVAL);
-	CU_ASSERT_EQUAL(store_reference(s, 1023, UINT32_MAX), -EINVAL);
+	CU_ASSERT_EQUAL(store_retire(s, 1023, UINT32_MAX), -EINVAL);
 	CU_ASSERT_PTR_NULL(store_frame(s, 1024));
 	store_free(s);
 }
@@ -173,7 +167,7 @@ static void test_store_random_extents_as_model(void)
 		uint32_t align = unit_random(&state) % 4 ? 1 : STORE_BLOCK_FRAMES;
 
 		if (e->n > 0) {
-			ok = (e->published ? store_unreference(s, e->first, e->n) : store_release(s, e->first, e->n)) == 0;
+			ok = (e->published ? store_retire(s, e->first, e->n) : store_release(s, e->first, e->n)) == 0;
 			memset(model + e->first, 0, e->n);
 			used -= e->n;
 			e->n = 0;
@@ -192,7 +186,7 @@ static void test_store_random_extents_as_model(void)
 	CU_ASSERT_TRUE(ok);
 	for (struct extent *e = extents; e < extents + EXTENTS; e++)
 		if (e->n > 0)
-			CU_ASSERT_EQUAL(e->published ? store_unreference(s, e->first, e->n) :
+			CU_ASSERT_EQUAL(e->published ? store_retire(s, e->first, e->n) :
 						       store_release(s, e->first, e->n), 0);
 	CU_ASSERT_EQUAL(count(s).frames_used, 0);
 	CU_ASSERT_EQUAL(count(s).frames_filling, 0);
@@ -267,7 +261,7 @@ static void test_store_whole_blocks_huge(void)
 		CU_ASSERT_TRUE(frame_is(s, first + i, 1000 + i));
 	c = count(s);
 	CU_ASSERT_EQUAL(c.bytes, (2 * STORE_BLOCK_FRAMES + 10) * PAGE_BYTES); /* the rest is not rounded up */
-	CU_ASSERT_EQUAL(store_unreference(s, first + 700, 1), 0);
+	CU_ASSERT_EQUAL(store_retire(s, first + 700, 1), 0);
 	CU_ASSERT_TRUE(frame_is(s, first + 699, 1699) && frame_is(s, first + 701, 1701));
 	CU_ASSERT_EQUAL(count(s).huge_blocks, c.huge_blocks ? c.huge_blocks - 1 : 0);
 	CU_ASSERT_EQUAL(count(s).bytes, c.bytes - PAGE_BYTES);
@@ -283,7 +277,6 @@ int main(void)
 		{ "life", test_store_frame_life },
 		{ "immutable", test_store_published_frames_immutable },
 		{ "fill_failures", test_store_fill_failures_reported },
-		{ "references", test_store_references_bounded },
 		{ "bad", test_store_bad_arguments_refused },
 		{ "random", test_store_random_extents_as_model },
 		{ "gaps", test_store_small_extents_fill_gaps_first },

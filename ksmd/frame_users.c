@@ -1,0 +1,331 @@
+#include "ksmd/frame_users.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/cleanup.h"
+#include "core/snapshot.h"
+#include "ept/maps.h"
+#include "ept/pagestate.h"
+
+/* Of /proc/PID/maps at a time; the kernel gives a page per read(2), and no line is longer. */
+#define TEXT_BYTES 65536
+
+struct frame_user {
+	pid_t pid;
+	int pidfd;
+	uint64_t *mapped; /* as its mappings said when last looked at */
+	uint64_t *asked;  /* named in commands since then, or in commands without an answer */
+	bool settled;	  /* every command that "asked" is about was answered */
+	bool changed;
+	struct frame_user_figures figures;
+};
+
+struct frame_users {
+	const struct fsio *fs;
+	uint64_t inode;
+	uint32_t frames;
+	size_t words;
+	uint64_t *used;
+	struct frame_user **clients;
+	size_t count;
+	bool ended; /* a client is gone since the last look */
+};
+
+int frame_users_new(const struct fsio *fs, uint64_t inode, uint32_t frames, struct frame_users **ret_users)
+{
+	struct frame_users *u = calloc(1, sizeof(*u));
+
+	if (!u)
+		return -ENOMEM;
+	u->fs = fs;
+	u->inode = inode;
+	u->frames = frames;
+	u->words = (frames + 63) / 64;
+	u->used = calloc(u->words, sizeof(*u->used));
+	if (!u->used) {
+		free(u);
+		return -ENOMEM;
+	}
+	*ret_users = u;
+	return 0;
+}
+
+static void user_free(struct frame_user *user)
+{
+	if (user->pidfd >= 0)
+		close(user->pidfd);
+	free(user->mapped);
+	free(user->asked);
+	free(user);
+}
+
+struct frame_users *frame_users_free(struct frame_users *u)
+{
+	if (!u)
+		return NULL;
+	for (size_t i = 0; i < u->count; i++)
+		user_free(u->clients[i]);
+	free(u->clients);
+	free(u->used);
+	free(u);
+	return NULL;
+}
+
+/* ---- clients ---- */
+
+static bool process_ended(const struct frame_user *user)
+{
+	struct pollfd ended = { .fd = user->pidfd, .events = POLLIN };
+
+	return poll(&ended, 1, 0) == 1;
+}
+
+struct frame_user *frame_users_find(const struct frame_users *u, pid_t pid)
+{
+	for (size_t i = 0; i < u->count; i++)
+		if (u->clients[i]->pid == pid)
+			return u->clients[i];
+	return NULL;
+}
+
+/* Those whose process has ended map nothing any more. */
+static void clients_drop_ended(struct frame_users *u)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < u->count; i++) {
+		if (process_ended(u->clients[i])) {
+			user_free(u->clients[i]);
+			u->ended = true;
+		} else {
+			u->clients[kept++] = u->clients[i];
+		}
+	}
+	u->count = kept;
+}
+
+struct frame_user *frame_users_client(struct frame_users *u, pid_t pid, int pidfd)
+{
+	struct frame_user *user = frame_users_find(u, pid), **bigger;
+
+	if (user && !process_ended(user))
+		return user;
+	clients_drop_ended(u); /* the pid is another process's now */
+	bigger = reallocarray(u->clients, u->count + 1, sizeof(struct frame_user *));
+	if (!bigger)
+		return NULL;
+	u->clients = bigger;
+	user = calloc(1, sizeof(*user));
+	if (!user)
+		return NULL;
+	user->pid = pid;
+	user->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
+	user->mapped = calloc(u->words, sizeof(*user->mapped));
+	user->asked = calloc(u->words, sizeof(*user->asked));
+	user->changed = true;
+	if (user->pidfd < 0 || !user->mapped || !user->asked) {
+		user_free(user);
+		return NULL;
+	}
+	u->clients[u->count++] = user;
+	return user;
+}
+
+static void bits_set(uint64_t *bits, uint32_t first, uint32_t n)
+{
+	for (uint32_t f = first; f < first + n; f++)
+		bits[f / 64] |= UINT64_C(1) << f % 64;
+}
+
+void frame_user_ask(struct frame_user *user, uint32_t first, uint32_t n)
+{
+	bits_set(user->asked, first, n);
+	user->settled = false;
+}
+
+void frame_user_settle(struct frame_user *user)
+{
+	user->settled = true;
+	user->changed = true;
+}
+
+void frame_user_changed(struct frame_user *user)
+{
+	user->changed = true;
+}
+
+/* ---- looking ---- */
+
+struct look {
+	const struct frame_users *u;
+	uint64_t *bits;
+	int pagemap_fd; /* -1: copies are not counted */
+	struct frame_user_figures figures;
+};
+
+/* Pages of a private mapping that are the process's own: copies, in memory or in swap. */
+static uint64_t copies_count(int pagemap_fd, uint64_t at, uint64_t end)
+{
+	struct page_range ranges[64];
+	uint64_t pages = 0;
+
+	while (pagemap_fd >= 0 && at < end) {
+		ssize_t n = pagestate_ranges(pagemap_fd, at, end, ranges, ARRAY_SIZE(ranges), &at);
+
+		for (ssize_t i = 0; i < n; i++)
+			if (!(ranges[i].flags & PAGE_FILE))
+				pages += (ranges[i].end - ranges[i].start) / PAGE_BYTES;
+		if (n < 0)
+			break;
+	}
+	return pages;
+}
+
+static int look_at_line(struct look *l, const char *line, size_t len)
+{
+	struct vma v;
+	uint64_t first, n;
+	int r = maps_parse_line(line, len, &v);
+
+	l->figures.mappings++;
+	/* Shared is the agents' own view of the whole store, for comparing: no guest depends on it. */
+	if (r < 0 || v.inode != l->u->inode || v.shared)
+		return r;
+	first = v.offset / PAGE_BYTES;
+	n = (v.end - v.start) / PAGE_BYTES;
+	if (first >= l->u->frames)
+		return 0;
+	if (n > l->u->frames - first)
+		n = l->u->frames - first;
+	bits_set(l->bits, (uint32_t)first, (uint32_t)n);
+	l->figures.mapped_pages += n;
+	l->figures.broken_pages += copies_count(l->pagemap_fd, v.start, v.end);
+	return 0;
+}
+
+/* A mapping that is there all the while is never left out: the kernel goes on behind the last address that it has
+ * shown, whatever is split, joined or unmapped meanwhile. */
+static int look_at_process(struct look *l, pid_t pid)
+{
+	auto_close int fd = fsio_open(l->u->fs, O_RDONLY, "/proc/%d/maps", (int)pid);
+	auto_free char *text = malloc(TEXT_BYTES);
+	size_t have = 0;
+	ssize_t n;
+
+	if (fd < 0)
+		return fd;
+	if (!text)
+		return -ENOMEM;
+	while ((n = read(fd, text + have, TEXT_BYTES - have)) > 0) {
+		char *line = text, *newline;
+
+		have += (size_t)n;
+		while ((newline = memchr(line, '\n', have - (size_t)(line - text)))) {
+			int r = look_at_line(l, line, (size_t)(newline - line));
+
+			if (r < 0)
+				return r;
+			line = newline + 1;
+		}
+		have -= (size_t)(line - text);
+		memmove(text, line, have);
+		if (have == TEXT_BYTES)
+			return -EMSGSIZE;
+	}
+	return n < 0 ? -errno : 0;
+}
+
+int frame_user_look(struct frame_users *u, struct frame_user *user)
+{
+	auto_close int pagemap_fd = pagestate_open(u->fs, user->pid);
+	auto_free uint64_t *found = calloc(u->words, sizeof(*found));
+	uint64_t *old;
+	struct look l = { .u = u, .bits = found, .pagemap_fd = pagemap_fd };
+	int r;
+
+	if (!found)
+		return -ENOMEM;
+	r = look_at_process(&l, user->pid);
+	if (process_ended(user)) /* or the pid may have been another's meanwhile */
+		return 0;
+	if (r == 0 && l.figures.mappings == 0) /* its first thread has ended, others live on in its memory */
+		r = -EAGAIN;
+	if (r < 0)
+		return r;
+	old = user->mapped; /* freed on return */
+	user->mapped = found;
+	found = old;
+	if (user->settled)
+		memset(user->asked, 0, u->words * sizeof(*user->asked));
+	user->changed = false;
+	user->figures = l.figures;
+	return 0;
+}
+
+/* Others: children of clients, or who was given the descriptor. */
+static int others_look(struct frame_users *u)
+{
+	DIR *proc = fsio_opendir(u->fs, "/proc");
+	struct dirent *entry;
+	int r = 0;
+
+	if (!proc)
+		return -errno;
+	while (r == 0 && (entry = readdir(proc))) {
+		struct look l = { .u = u, .bits = u->used, .pagemap_fd = -1 };
+		pid_t pid = isdigit((unsigned char)entry->d_name[0]) ? (pid_t)strtol(entry->d_name, NULL, 10) : 0;
+
+		if (pid <= 0 || pid == getpid() || frame_users_find(u, pid))
+			continue;
+		r = look_at_process(&l, pid);
+		/* It has ended; or it is more privileged than this daemon, and so no child of a client, which are not,
+		 * or their own mappings could not be read either. */
+		if (r == -ENOENT || r == -ESRCH || r == -EACCES)
+			r = 0;
+	}
+	closedir(proc);
+	return r;
+}
+
+int frame_users_look(struct frame_users *u, const uint64_t **ret_bits)
+{
+	int r = 0;
+
+	clients_drop_ended(u);
+	memset(u->used, 0, u->words * sizeof(*u->used));
+	for (size_t i = 0; i < u->count && r == 0; i++) {
+		struct frame_user *user = u->clients[i];
+
+		if (user->changed)
+			r = frame_user_look(u, user);
+		for (size_t w = 0; w < u->words; w++)
+			u->used[w] |= user->mapped[w] | user->asked[w];
+	}
+	if (r == 0)
+		r = others_look(u);
+	if (r < 0)
+		return r;
+	u->ended = false;
+	*ret_bits = u->used;
+	return 0;
+}
+
+bool frame_users_stale(const struct frame_users *u)
+{
+	bool stale = u->ended;
+
+	for (size_t i = 0; i < u->count; i++)
+		stale |= u->clients[i]->changed || process_ended(u->clients[i]);
+	return stale;
+}
+
+const struct frame_user_figures *frame_user_figures(const struct frame_user *user)
+{
+	return &user->figures;
+}
