@@ -225,6 +225,8 @@ static int check(const struct config *c, const char *name, struct config_error *
 
 	if (c->control_socket[0] != '/' || strlen(c->control_socket) >= sizeof(((struct sockaddr_un *)0)->sun_path))
 		why = "[daemon] control_socket: expected an absolute path of at most 107 bytes";
+	else if (c->agent_socket[0] != '/' || strlen(c->agent_socket) >= sizeof(((struct sockaddr_un *)0)->sun_path))
+		why = "[daemon] agent_socket: expected an absolute path of at most 107 bytes";
 	else if (c->state_dir[0] != '/')
 		why = "[daemon] state_dir: expected an absolute path";
 	else if (c->scan_interval_ms < c->tick_ms)

@@ -10,7 +10,14 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum merge_engine { MERGE_ENGINE_AUTO, MERGE_ENGINE_KERNEL, MERGE_ENGINE_OFF };
+/* As a setting; MERGE_ENGINE_AUTO .. OFF also say which engine a VM has got (OFF: none). */
+enum merge_engine {
+	MERGE_ENGINE_AUTO,
+	MERGE_ENGINE_REMAP,
+	MERGE_ENGINE_HINTED,
+	MERGE_ENGINE_KERNEL,
+	MERGE_ENGINE_OFF,
+};
 
 #define CONFIG_TEXT_MAX 256 /* longest text value, NUL included */
 
@@ -19,6 +26,7 @@ struct config_vm {
 	char domain[CONFIG_TEXT_MAX]; /* empty: the VM is a domain of its own */
 	char qmp[CONFIG_TEXT_MAX];    /* empty: found on the VMM's command line */
 	bool merge;
+	uint64_t engine; /* enum merge_engine; AUTO: as [merge] says */
 };
 
 struct config_rule; /* one [vm GLOB] section */
@@ -27,6 +35,8 @@ struct config {
 	/* [daemon] */
 	char control_socket[CONFIG_TEXT_MAX];
 	char control_group[CONFIG_TEXT_MAX]; /* empty: root only */
+	char agent_socket[CONFIG_TEXT_MAX];
+	char agent_group[CONFIG_TEXT_MAX]; /* empty: VMMs of root only */
 	char state_dir[CONFIG_TEXT_MAX];
 	uint64_t tick_ms;
 	uint64_t log_level; /* enum log_level */

@@ -18,7 +18,7 @@
 #define HOUR_MS (60 * MINUTE_MS)
 
 static const char *const log_levels[] = { "error", "warning", "info", "debug", NULL };
-static const char *const engines[] = { "auto", "kernel", "off", NULL };
+static const char *const engines[] = { "auto", "remap", "hinted", "kernel", "off", NULL };
 
 #define G(field) offsetof(struct config, field)
 #define V(field) offsetof(struct config_vm, field)
@@ -28,6 +28,11 @@ const struct config_key config_keys[] = {
 	  "Where memvirtctl reaches the daemon." },
 	{ "daemon", "control_group", CONFIG_TEXT, G(control_group), 0, 0, NULL, "", false,
 	  "Members of this group may use the control socket beside root. Empty: root only." },
+	{ "daemon", "agent_socket", CONFIG_TEXT, G(agent_socket), 0, 0, NULL, "/run/memvirt/agent", false,
+	  "Where the agents in VMMs reach the daemon." },
+	{ "daemon", "agent_group", CONFIG_TEXT, G(agent_group), 0, 0, NULL, "", false,
+	  "VMMs of this group may use the agent socket beside root's (libvirt on Debian: kvm). They get the right to "
+	  "a userfaultfd over their own memory. Empty: root only." },
 	{ "daemon", "state_dir", CONFIG_TEXT, G(state_dir), 0, 0, NULL, "/run/memvirt", false,
 	  "Keeps the kernel settings that were found, so that a restart after a crash still restores them. "
 	  "Must not outlive a reboot." },
@@ -55,8 +60,9 @@ const struct config_key config_keys[] = {
 	  "daemon rests until the pass's CPU time is worth no more than this. VMs never looked at do not wait." },
 
 	{ "merge", "engine", CONFIG_CHOICE, G(merge_engine), 0, 0, engines, "auto", true,
-	  "auto: the best engine that each VM allows; kernel: only kernel KSM; off: nothing is merged, "
-	  "estimates still work." },
+	  "How memory is merged. remap: by the agent in the VMM (memvirtctl run); hinted: the agent marks what is "
+	  "worth it and kernel KSM merges just that; kernel: kernel KSM over all that VMMs gave it; auto: for each VM "
+	  "the first of these that it allows; off: nothing is merged, estimates still work." },
 	{ "merge", "min_gain", CONFIG_SIZE, G(merge_min_gain_bytes), 0, 1024 * GIB, NULL, "64MiB", true,
 	  "The kernel's scanner is started only when at least this much more can be merged." },
 	{ "merge", "target", CONFIG_DURATION, G(merge_target_ms), 1000, HOUR_MS, NULL, "30s", true,
@@ -73,6 +79,8 @@ const struct config_key config_vm_keys[] = {
 	{ "vm", "domain", CONFIG_TEXT, V(domain), 0, 0, NULL, "", true,
 	  "VMs of one domain may share memory with each other. Empty: the VM shares only with itself." },
 	{ "vm", "merge", CONFIG_BOOL, V(merge), 0, 0, NULL, "on", true, "off: this VM is never merged." },
+	{ "vm", "engine", CONFIG_CHOICE, V(engine), 0, 0, engines, "auto", true,
+	  "How this VM is merged. auto: as [merge] engine says." },
 	{ "vm", "qmp", CONFIG_TEXT, V(qmp), 0, 0, NULL, "", true,
 	  "Path of the VM's QMP socket. Empty: taken from the VMM's command line." },
 };

@@ -1,21 +1,18 @@
 #include "daemon/control.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
 #include "core/cleanup.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "core/usock.h"
 #include "daemon/daemon.h"
 
 #define CLIENTS_MAX 32
@@ -287,85 +284,22 @@ static int on_connect(sd_event_source *source, int listen_fd, uint32_t events, v
 	return 0;
 }
 
-/* Whether somebody answers on the socket; a socket that nobody listens on is left over from a crash. */
-static bool socket_in_use(const struct sockaddr_un *address)
-{
-	auto_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	return fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0;
-}
-
-static int socket_bind(int fd, const struct sockaddr_un *address)
-{
-	struct stat there;
-	mode_t mask;
-	int r;
-
-	if (socket_in_use(address))
-		return -EADDRINUSE;
-	if (lstat(address->sun_path, &there) == 0 && S_ISSOCK(there.st_mode))
-		unlink(address->sun_path);
-	mask = umask(0177); /* nobody else gets in before the group is set */
-	r = bind(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 ? -errno : 0;
-	umask(mask);
-	return r;
-}
-
-static int socket_open_to_group(const char *path, const char *group)
-{
-	struct group *entry;
-
-	if (!*group)
-		return 0;
-	entry = getgrnam(group);
-	if (!entry) {
-		log_error("[daemon] control_group: no group \"%s\" on this host", group);
-		return -EINVAL;
-	}
-	if (chown(path, (uid_t)-1, entry->gr_gid) < 0 || chmod(path, 0660) < 0)
-		return -errno;
-	return 0;
-}
-
-/* The folder of the socket, made if it is missing. */
-static int parent_make(const char *path)
-{
-	char parent[CONFIG_TEXT_MAX];
-	char *slash;
-
-	snprintf(parent, sizeof(parent), "%s", path);
-	slash = strrchr(parent, '/');
-	if (!slash || slash == parent)
-		return 0;
-	*slash = '\0';
-	return mkdir(parent, 0755) < 0 && errno != EEXIST ? -errno : 0;
-}
-
 int control_listen(struct daemon *d, struct control **ret_control)
 {
-	const char *path = d->config.control_socket;
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	const char *path = d->config.control_socket, *group = d->config.control_group;
 	struct control *c = calloc(1, sizeof(*c));
 	int r;
 
 	if (!c)
 		return -ENOMEM;
 	c->d = d;
-	/* core/config.c refuses paths that do not fit. */
-	memcpy(address.sun_path, path, strnlen(path, sizeof(address.sun_path) - 1));
-	c->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	r = c->listen_fd < 0 ? -errno : parent_make(path);
-	if (r == 0)
-		r = socket_bind(c->listen_fd, &address);
-	if (r == 0)
-		r = socket_open_to_group(path, d->config.control_group);
-	if (r == 0 && listen(c->listen_fd, CLIENTS_MAX) < 0)
-		r = -errno;
-	if (r == 0)
+	r = c->listen_fd = usock_listen(path, SOCK_STREAM, group, CLIENTS_MAX);
+	if (r >= 0)
 		r = sd_event_add_io(d->loop, &c->source, c->listen_fd, EPOLLIN, on_connect, c);
 	if (r < 0) {
 		log_error("control socket %s: %s", path,
 			  r == -EADDRINUSE ? "another memvirtd is running, or a file of another kind is there" :
+			  r == -ENOENT	   ? "[daemon] control_group: no such group on this host" :
 					     strerror(-r));
 		if (c->listen_fd >= 0)
 			close(c->listen_fd);

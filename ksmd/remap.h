@@ -29,7 +29,7 @@ uint64_t remap_memory_pages(const struct remap *r);
 
 struct remap_vm {
 	struct agent_peer *peer;	/* borrowed */
-	const struct page_table *table; /* scanned; borrowed, and not to change during the round */
+	struct page_table *table; /* scanned; borrowed, and not to change during the round */
 };
 
 struct remap_result {
