@@ -1,5 +1,5 @@
-/* Fuzzes the readers of /proc text: /proc/PID/stat, "key value" lines, and the file that keeps what was found of
- * KSM, in a folder of its own. */
+/* Fuzzes the readers of /proc text: /proc/PID/stat, "key value" lines, what is looked at for hazards, and the file
+ * that keeps what was found of KSM, in a folder of its own. */
 #include <assert.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -11,6 +11,7 @@
 
 #include "core/fsio.h"
 #include "core/log.h"
+#include "ksmd/hazards.h"
 #include "ksmd/ksm_kernel.h"
 #include "vmm/discover.h"
 
@@ -40,7 +41,9 @@ static void remove_tree(void)
 
 static void tree_make(struct fsio *fs)
 {
-	static const char *const folders[] = { "sys", "sys/kernel", "sys/kernel/mm", "sys/kernel/mm/ksm", "run" };
+	static const char *const folders[] = { "sys", "sys/kernel", "sys/kernel/mm", "sys/kernel/mm/ksm", "run",
+					       "proc", "proc/sys", "proc/sys/kernel", "proc/7", "proc/7/fd",
+					       "proc/7/fdinfo" };
 	char path[128];
 
 	assert(mkdtemp(root));
@@ -69,6 +72,37 @@ static void check_found(const struct fsio *fs, const uint8_t *data, size_t size)
 	assert(fsio_read_u64(fs, &run, "/sys/kernel/mm/ksm/run") == 0 && run < 2);
 }
 
+/* The first byte says which of the texts is the fuzzer's; the others are as usual. */
+static void check_hazards(const struct fsio *fs, const char *text, size_t size)
+{
+	static const struct {
+		const char *name, *usual;
+	} files[] = {
+		{ "proc/7/status", "Name:\tx\nTracerPid:\t0\n" },
+		{ "proc/7/fdinfo/3", "pos:\t0\nflags:\t0140002\nmnt_id:\t30\n" },
+		{ "proc/7/mountinfo", "30 1 0:1 / / rw - nfs x y\n" },
+		{ "proc/sys/kernel/osrelease", "6.18.0\n" },
+	};
+	const size_t count = sizeof(files) / sizeof(files[0]);
+	size_t mine = size > 0 ? (unsigned char)text[0] % (count + 1) : count;
+	const char *why[HAZARDS_MAX], *link = mine == count && size > 1 && text[1] ? text + 1 : "/file";
+	size_t found;
+
+	for (size_t i = 0; i < count; i++) {
+		if (i == mine)
+			put(files[i].name, text + 1, size - 1);
+		else
+			put(files[i].name, files[i].usual, strlen(files[i].usual));
+	}
+	unlinkat(fs->root_fd, "proc/7/fd/3", 0);
+	if (symlinkat(link, fs->root_fd, "proc/7/fd/3") < 0)
+		return; /* too long for a link */
+	found = hazards_find(fs, 7, why);
+	assert(found <= HAZARDS_MAX);
+	for (size_t i = 0; i < found; i++)
+		assert(why[i] && *why[i]);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct fsio fs = { .root_fd = -1 };
@@ -86,6 +120,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	vmm_stat_parse(text, &stat);
 	fsio_field_u64(text, "MemTotal", &value);
 	check_found(&fs, data, size);
+	check_hazards(&fs, text, size);
 	free(text);
 	return 0;
 }
