@@ -41,7 +41,7 @@ struct sent {
 struct lane { /* of one VM */
 	const struct remap_vm *vm;
 	struct frame_user *user;
-	bool broken;
+	struct remap_vm_result result;
 	uint32_t mappings_left;
 	struct sent sent[AGENT_PEER_OUTSTANDING];
 	unsigned first, count;
@@ -102,16 +102,16 @@ uint64_t remap_memory_pages(const struct remap *r)
 
 /* ---- what the planner is told ---- */
 
-/* A bit for each window of the target that is one huge page. */
-static uint64_t *huge_windows(const struct scan_target *t)
+/* A bit for each window that is one huge page. */
+static uint64_t *huge_windows(int pagemap_fd, uint64_t at, uint64_t end)
 {
-	uint64_t base = t->hva / HUGE_BYTES, end = t->hva + t->pages * PAGE_BYTES, at = t->hva;
+	uint64_t base = at / HUGE_BYTES;
 	size_t windows = (size_t)((end - 1) / HUGE_BYTES - base + 1);
 	uint64_t *bits = calloc((windows + 63) / 64, sizeof(*bits));
 	struct page_range ranges[64];
 
 	while (bits && at < end) {
-		ssize_t n = pagestate_ranges(t->pagemap_fd, at, end, ranges, 64, &at);
+		ssize_t n = pagestate_ranges(pagemap_fd, at, end, ranges, 64, &at);
 
 		for (ssize_t i = 0; i < n; i++) {
 			if (!(ranges[i].flags & PAGE_HUGE))
@@ -126,39 +126,78 @@ static uint64_t *huge_windows(const struct scan_target *t)
 	return bits;
 }
 
+/* The part of a target that lies in a slot; page: the target's first. */
+static int range_add(struct round *o, uint32_t vm, const struct scan_target *t, uint64_t page,
+		     const struct agent_slot_view *slot)
+{
+	uint64_t start = t->hva > slot->hva ? t->hva : slot->hva, end = t->hva + t->pages * PAGE_BYTES;
+	uint64_t skip;
+
+	if (end > slot->hva + slot->bytes)
+		end = slot->hva + slot->bytes;
+	if (!slot->can_remap || start >= end)
+		return 0;
+	skip = (start - t->hva) / PAGE_BYTES;
+	o->huge[o->range_count] = huge_windows(t->pagemap_fd, start, end);
+	if (!o->huge[o->range_count])
+		return -ENOMEM;
+	o->ranges[o->range_count] = (struct plan_range){
+		.vm = vm,
+		.first_page = page + skip,
+		.hva = start,
+		.pages = (end - start) / PAGE_BYTES,
+		.hashes = t->hashes + skip,
+		.huge = o->huge[o->range_count],
+	};
+	o->range_count++;
+	return 0;
+}
+
+static int slot_compare(const void *a, const void *b)
+{
+	const struct agent_slot_view *x = a, *y = b;
+
+	return x->hva < y->hva ? -1 : x->hva > y->hva;
+}
+
+/* What both sides call guest RAM: the daemon by what the VMM's monitor says, the agent by what the VMM did with it. */
+static int vm_ranges_make(struct round *o, uint32_t vm)
+{
+	const struct page_table *table = o->lanes[vm].vm->table;
+	struct agent_slot_view slots[AGENT_SLOTS_MAX];
+	const struct agent_slot_view *said;
+	size_t count = agent_peer_slots(o->lanes[vm].vm->peer, &said);
+	uint64_t page = 0;
+
+	memcpy(slots, said, count * sizeof(*slots));
+	qsort(slots, count, sizeof(*slots), slot_compare);
+	for (size_t k = 0; k < table->target_count; k++) {
+		for (size_t i = 0; i < count; i++) {
+			int r = range_add(o, vm, &table->targets[k], page, &slots[i]);
+
+			if (r < 0)
+				return r;
+		}
+		page += table->targets[k].pages;
+	}
+	return 0;
+}
+
 static int ranges_make(struct round *o)
 {
 	size_t total = 0;
+	int r = 0;
 
+	/* Slots do not overlap, targets neither: each pair has one part at most, each end of one ends one. */
 	for (size_t i = 0; i < o->count; i++)
-		total += o->lanes[i].vm->table->target_count;
+		total += o->lanes[i].vm->table->target_count + AGENT_SLOTS_MAX;
 	o->ranges = calloc(total + 1, sizeof(*o->ranges));
 	o->huge = calloc(total + 1, sizeof(*o->huge));
 	if (!o->ranges || !o->huge)
 		return -ENOMEM;
-	for (size_t i = 0; i < o->count; i++) {
-		const struct page_table *t = o->lanes[i].vm->table;
-		uint64_t page = 0;
-
-		for (size_t k = 0; k < t->target_count; k++) {
-			const struct scan_target *target = &t->targets[k];
-
-			o->huge[o->range_count] = huge_windows(target);
-			if (!o->huge[o->range_count])
-				return -ENOMEM;
-			o->ranges[o->range_count] = (struct plan_range){
-				.vm = (uint32_t)i,
-				.first_page = page,
-				.hva = target->hva,
-				.pages = target->pages,
-				.hashes = target->hashes,
-				.huge = o->huge[o->range_count],
-			};
-			o->range_count++;
-			page += target->pages;
-		}
-	}
-	return 0;
+	for (size_t i = 0; i < o->count && r == 0; i++)
+		r = vm_ranges_make(o, (uint32_t)i);
+	return r;
 }
 
 /* The address of page number "page" of VM number vm. */
@@ -184,10 +223,10 @@ static void answer_count(struct round *o, struct lane *lane, const struct agent_
 		uint16_t merged = a->error ? 0 : a->results[i].merged;
 
 		if (run->frame == AGENT_ZERO) {
-			o->result.zero_pages += merged;
+			lane->result.zero_pages += merged;
 			continue;
 		}
-		o->result.merged_pages += merged;
+		lane->result.merged_pages += merged;
 		o->result.runs += merged > 0;
 	}
 	for (size_t i = 0; i < a->count; i++) {
@@ -207,7 +246,7 @@ static void answers_take(struct round *o, struct lane *lane, unsigned left)
 {
 	struct agent_answer answer;
 
-	while (!lane->broken && lane->count > left) {
+	while (!lane->result.broken && lane->count > left) {
 		int r = agent_peer_take(lane->vm->peer, ANSWER_TIMEOUT_MS, &answer);
 
 		if (r == 1 && answer.merged)
@@ -215,7 +254,7 @@ static void answers_take(struct round *o, struct lane *lane, unsigned left)
 		if (r < 0) {
 			log_warning("agent pid=%d gives no answer, its VM is merged no further: %s",
 				    (int)agent_peer_pid(lane->vm->peer), strerror(-r));
-			lane->broken = true;
+			lane->result.broken = true;
 		}
 	}
 }
@@ -278,7 +317,7 @@ static void window_send(struct round *o, const struct plan *plan, const struct p
 	struct sent *s;
 	int r;
 
-	if (lane->broken)
+	if (lane->result.broken)
 		return;
 	r = window_fill(o, plan, w);
 	if (r < 0)
@@ -286,13 +325,13 @@ static void window_send(struct round *o, const struct plan *plan, const struct p
 	answers_take(o, lane, AGENT_PEER_OUTSTANDING - 1);
 	s = &lane->sent[(lane->first + lane->count) % AGENT_PEER_OUTSTANDING];
 	s->count = 0;
-	if (lane->broken || window_runs(o, w, window, s) == 0)
+	if (lane->result.broken || window_runs(o, w, window, s) == 0)
 		return;
 	r = agent_peer_merge(lane->vm->peer, window, s->runs, s->count,
 			     (uint16_t)PLAN_LIMITS_DEFAULT.window_min_huge,
 			     (uint16_t)PLAN_LIMITS_DEFAULT.window_min_small);
 	if (r < 0) {
-		lane->broken = true;
+		lane->result.broken = true;
 		return;
 	}
 	lane->count++;
@@ -392,7 +431,7 @@ static int lanes_make(struct round *o, const struct remap_vm *vms)
 
 		lane->vm = &vms[i];
 		r = agent_peer_give_store(vms[i].peer, o->r->store);
-		lane->broken = r < 0;
+		lane->result.broken = r < 0;
 		if (r < 0)
 			log_warning("agent pid=%d does not take the store: %s", (int)agent_peer_pid(vms[i].peer),
 				    strerror(-r));
@@ -442,7 +481,7 @@ static int round_run(struct round *o, uint64_t start_ns)
 	return error;
 }
 
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, bool *broken,
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, struct remap_vm_result *ret_vms,
 		struct remap_result *ret_result)
 {
 	struct round o = { .r = r, .count = count };
@@ -455,10 +494,12 @@ int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, bool 
 		error = round_run(&o, start);
 	rcu_unregister_thread();
 	for (size_t i = 0; error == 0 && i < count; i++) {
-		if (!o.lanes[i].broken)
+		if (!o.lanes[i].result.broken)
 			frame_user_settle(o.lanes[i].user);
-		if (broken)
-			broken[i] = o.lanes[i].broken;
+		o.result.merged_pages += o.lanes[i].result.merged_pages;
+		o.result.zero_pages += o.lanes[i].result.zero_pages;
+		if (ret_vms)
+			ret_vms[i] = o.lanes[i].result;
 	}
 	round_free(&o);
 	o.result.seconds = (double)(clock_mono_ns() - start) / (double)NSEC_PER_SEC;

@@ -42,9 +42,14 @@ struct remap_result {
 	size_t metadata_bytes; /* store, index and plan, at the highest */
 };
 
-/* 0, or -errno when the round could not be made; a peer that fails costs only its own windows: broken, if not NULL,
- * has room for count and says which did (only free() is of use for these). */
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, bool *broken,
+struct remap_vm_result {
+	bool broken; /* its connection is of no use any more */
+	uint64_t merged_pages, zero_pages;
+};
+
+/* ret_vms: room for count, or NULL. 0, or -errno when the round could not be made; a peer that fails costs only its own
+ * windows. */
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, struct remap_vm_result *ret_vms,
 		struct remap_result *ret_result);
 
 /* Looks which frames are in use and frees those that were in use neither now nor at the sweep before. Not while

@@ -27,7 +27,7 @@ static void *round_main(void *arg)
 
 	pthread_setname_np(pthread_self(), "remap");
 	if (r->count > 0)
-		res->error = remap_round(r->remap, r->vms, r->count, res->broken, &res->merged);
+		res->error = remap_round(r->remap, r->vms, r->count, res->vms, &res->merged);
 	res->sweep_error = remap_sweep(r->remap, &res->freed_frames, &res->sweep_more);
 	if (write(r->done_fd, &one, sizeof(one)) < 0)
 		abort(); /* an eventfd that only this thread writes cannot be full */
@@ -45,8 +45,8 @@ int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, s
 	r->joined = true; /* no thread yet */
 	r->done_fd = eventfd(0, EFD_CLOEXEC);
 	r->vms = calloc(count + 1, sizeof(*r->vms));
-	r->result.broken = calloc(count + 1, sizeof(*r->result.broken));
-	if (r->done_fd < 0 || !r->vms || !r->result.broken)
+	r->result.vms = calloc(count + 1, sizeof(*r->result.vms));
+	if (r->done_fd < 0 || !r->vms || !r->result.vms)
 		goto fail;
 	for (; r->count < count; r->count++) {
 		r->vms[r->count] = vms[r->count];
@@ -92,7 +92,7 @@ struct round *round_free(struct round *r)
 	if (r->done_fd >= 0)
 		close(r->done_fd);
 	free(r->vms);
-	free(r->result.broken);
+	free(r->result.vms);
 	free(r);
 	return NULL;
 }

@@ -11,7 +11,7 @@ struct round;
 
 struct round_result {
 	int error;	    /* of the round: 0 or -errno */
-	bool *broken;	    /* per VM: its connection is of no use any more */
+	struct remap_vm_result *vms;
 	struct remap_result merged;
 	int sweep_error;
 	uint32_t freed_frames;
