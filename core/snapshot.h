@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "core/config.h"
+
 #define PAGE_BYTES 4096u
 #define PAGE_SHIFT 12
 
@@ -34,7 +36,10 @@ struct vm_snapshot {
 	const struct mem_region *regions;
 	size_t region_count;
 	bool merge_allowed; /* configuration: merge = on */
+	enum merge_engine engine; /* configuration, AUTO: the host's */
 	bool mem_merge;	    /* the command line lets the VMM give its RAM to KSM; QEMU's default */
+	bool mem_lock;	    /* the command line locks RAM in memory */
+	bool migrating;
 
 	/* ksmd */
 	bool ksm_mergeable;	    /* the VMM gave RAM to the kernel's scanner */

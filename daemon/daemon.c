@@ -96,19 +96,23 @@ static void discover_if_due(struct daemon *d, uint64_t now)
 		log_warning("cannot look for VMs, ignoring: %s", strerror(-r));
 }
 
-static int on_pass_ready(sd_event_source *source, int fd, uint32_t events, void *userdata);
+static int on_work_ready(sd_event_source *source, int fd, uint32_t events, void *userdata);
 
-/* A pass that ends is taken in at once, not at the next tick. */
-static void pass_watch(struct daemon *d)
+static void end_watch(struct daemon *d, sd_event_source **source, int fd)
 {
-	int fd = ksmd_pass_fd(d->ksmd);
-
 	struct pollfd ended = { .fd = fd, .events = POLLIN };
 
-	d->pass_ready = sd_event_source_disable_unref(d->pass_ready);
-	/* A pass that has ended and was not taken in (a look failed) waits for the next tick, not in a busy loop. */
+	*source = sd_event_source_disable_unref(*source);
+	/* What has ended and was not taken in (a look failed) waits for the next tick, not in a busy loop. */
 	if (fd >= 0 && poll(&ended, 1, 0) == 0)
-		sd_event_add_io(d->loop, &d->pass_ready, fd, EPOLLIN, on_pass_ready, d);
+		sd_event_add_io(d->loop, source, fd, EPOLLIN, on_work_ready, d);
+}
+
+/* A pass or a round that ends is taken in at once, not at the next tick. */
+static void work_watch(struct daemon *d)
+{
+	end_watch(d, &d->pass_ready, ksmd_pass_fd(d->ksmd));
+	end_watch(d, &d->round_ready, ksmd_round_fd(d->ksmd));
 }
 
 static void tick(struct daemon *d)
@@ -120,20 +124,35 @@ static void tick(struct daemon *d)
 	r = snapshot_take(d, &d->snapshot);
 	if (r < 0) {
 		log_warning("cannot look at the host, skipping a tick: %s", strerror(-r));
-		pass_watch(d);
+		work_watch(d);
 		return;
 	}
+	if (ksmd_agents_fd(d->ksmd) >= 0 && ksmd_agents_dispatch(d->ksmd))
+		d->discovered_ns = 0;
 	modules_tick(d);
 	d->ticks++;
-	pass_watch(d);
+	work_watch(d);
 }
 
-static int on_pass_ready(sd_event_source *source, int fd, uint32_t events, void *userdata)
+static int on_work_ready(sd_event_source *source, int fd, uint32_t events, void *userdata)
 {
 	(void)source;
 	(void)fd;
 	(void)events;
 	tick(userdata);
+	return 0;
+}
+
+/* A VM that starts is looked for as soon as its agent calls: its RAM waits to be merged. */
+static int on_agents(sd_event_source *source, int fd, uint32_t events, void *userdata)
+{
+	struct daemon *d = userdata;
+
+	(void)source;
+	(void)fd;
+	(void)events;
+	if (ksmd_agents_dispatch(d->ksmd))
+		d->discovered_ns = 0;
 	return 0;
 }
 
@@ -281,7 +300,9 @@ static int parts_make(struct daemon *d)
 		r = control_listen(d, &d->control);
 	if (r == 0)
 		r = ksmd_new(&d->fs, &d->config, &d->ksmd);
-	if (r == 0)
+	if (r == 0 && !oneshot && ksmd_listen(d->ksmd) == 0)
+		r = sd_event_add_io(d->loop, &d->agents_ready, ksmd_agents_fd(d->ksmd), EPOLLIN, on_agents, d);
+	if (r >= 0)
 		r = sd_event_add_time(d->loop, &d->tick_timer, CLOCK_MONOTONIC, 0, 0, oneshot ? on_settle : on_tick,
 				      d);
 	return r < 0 ? r : 0;
@@ -338,6 +359,8 @@ struct daemon *daemon_free(struct daemon *d)
 		return NULL;
 	d->control = control_free(d->control);
 	sd_event_source_disable_unref(d->pass_ready);
+	sd_event_source_disable_unref(d->round_ready);
+	sd_event_source_disable_unref(d->agents_ready);
 	sd_event_source_disable_unref(d->tick_timer);
 	ksmd_free(d->ksmd); /* puts KSM's settings back before anything that may take time */
 	d->estimates = estimates_free(d->estimates);

@@ -33,7 +33,7 @@ struct daemon {
 	struct control *control;
 	struct estimates *estimates;
 
-	sd_event_source *tick_timer, *pass_ready;
+	sd_event_source *tick_timer, *pass_ready, *round_ready, *agents_ready;
 	struct host_snapshot snapshot; /* of the last tick */
 	uint64_t started_ns, discovered_ns, ticks;
 };

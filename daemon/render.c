@@ -145,6 +145,12 @@ json_t *render_status(struct daemon *d)
 			 rounded((double)clock_ns(CLOCK_PROCESS_CPUTIME_ID) / (double)NSEC_PER_SEC));
 }
 
+/* Of a VM, as opposed to a setting: merging that is off is none. */
+static const char *engine_name(enum merge_engine engine)
+{
+	return engine == MERGE_ENGINE_OFF ? "none" : config_engine_name(engine);
+}
+
 static json_t *render_pass(const struct ksmd_status *st)
 {
 	if (!st->last)
@@ -163,57 +169,92 @@ static const struct pass_vm *pass_of(const struct ksmd_status *st, const struct 
 	return NULL;
 }
 
+static json_t *render_merge_vm(struct daemon *d, const struct ksmd_status *st, const struct vm_snapshot *vm)
+{
+	const struct pass_vm *found = pass_of(st, vm);
+	struct engine_refusal refusals[ENGINE_REFUSALS_MAX];
+	struct frame_user_figures figures = { 0 };
+	size_t count;
+	enum merge_engine engine = ksmd_vm_engine(d->ksmd, &d->snapshot, vm, refusals, &count);
+	bool none = engine == MERGE_ENGINE_OFF && count > 0;
+
+	ksmd_vm_figures(d->ksmd, vm, &figures);
+	return json_pack("{s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:I, s:f, s:s}", "name", vm->name, "uuid",
+			 vm->uuid, "domain", shown_domain(vm->domain), "engine", engine_name(engine), "mergeable_mib",
+			 mib(found ? found->counts.mergeable : 0), "saved_mib",
+			 mib((double)ksmd_vm_saved_pages(d->ksmd, vm)), "merging_mib",
+			 mib((double)vm->ksm_merging_pages), "mapped_mib", mib((double)figures.mapped_pages),
+			 "broken_mib", mib((double)figures.broken_pages), "mappings", (json_int_t)figures.mappings,
+			 "resident_mib", mib((double)(vm->rss_anon_bytes / PAGE_BYTES)), "refusal",
+			 none ? refusals[0].why : "");
+}
+
+static json_t *render_round(const struct ksmd_status *st)
+{
+	const struct remap_result *m = st->last_round;
+
+	if (!m)
+		return json_null();
+	return json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "merged_mib",
+			 mib((double)m->merged_pages), "zero_mib", mib((double)m->zero_pages), "filled_mib",
+			 mib((double)m->filled_frames), "windows", (json_int_t)m->windows, "runs",
+			 (json_int_t)m->runs, "unequal_runs", (json_int_t)m->unequal_runs, "busy_runs",
+			 (json_int_t)m->busy_runs, "failed_runs", (json_int_t)m->failed_runs, "longest_stall_us",
+			 (json_int_t)m->stall_us_max, "seconds", rounded(m->seconds));
+}
+
+static json_t *render_ksm(const struct ksm_snapshot *ksm)
+{
+	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "run", (json_int_t)ksm->run,
+			 "pages_to_scan", (json_int_t)ksm->pages_to_scan, "sleep_millisecs", (json_int_t)ksm->sleep_ms,
+			 "pages_shared", (json_int_t)ksm->pages_shared, "pages_sharing",
+			 (json_int_t)ksm->pages_sharing, "zero_pages", (json_int_t)ksm->zero_pages, "pages_scanned",
+			 (json_int_t)ksm->pages_scanned, "full_scans", (json_int_t)ksm->full_scans, "cpu_seconds",
+			 rounded((double)ksm->cpu_ns / (double)NSEC_PER_SEC));
+}
+
 json_t *render_merge_status(struct daemon *d)
 {
 	const struct host_snapshot *s = &d->snapshot;
-	const struct ksm_snapshot *ksm = &s->ksm;
 	struct ksmd_status st;
 	json_t *vms = json_array();
 
 	ksmd_status(d->ksmd, &st);
-	for (size_t i = 0; vms && i < s->vm_count; i++) {
-		const struct vm_snapshot *vm = &s->vms[i];
-		const struct pass_vm *found = pass_of(&st, vm);
-		const char *refusal = ksmd_vm_refusal(vm);
-
-		json_array_append_new(
-			vms, json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:s}", "name", vm->name, "uuid", vm->uuid,
-				       "domain", shown_domain(vm->domain),
-				       "mergeable_mib", mib(found ? found->counts.mergeable : 0), "saved_mib",
-				       mib((double)ksmd_vm_saved_pages(d->ksmd, vm)), "merging_mib",
-				       mib((double)vm->ksm_merging_pages), "resident_mib",
-				       mib((double)(vm->rss_anon_bytes / PAGE_BYTES)), "refusal",
-				       refusal ? refusal : ""));
-	}
-	return json_pack("{s:b, s:s, s:s, s:f, s:f, s:b, s:I, s:I, s:I, s:f, s:o,"
-			 " s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}, s:o}",
+	for (size_t i = 0; vms && i < s->vm_count; i++)
+		json_array_append_new(vms, render_merge_vm(d, &st, &s->vms[i]));
+	return json_pack("{s:b, s:s, s:s, s:f, s:f, s:f, s:b, s:b, s:I, s:I, s:I, s:f, s:I, s:o, s:o, s:o, s:o}",
 			 "ksm_present", st.ksm_present, "state", ksm_state_name(st.state), "why", st.why,
 			 "expected_mib", mib((double)st.expected_pages), "saved_mib", mib((double)st.saved_pages),
-			 "passing", st.passing, "pass_done_pages", (json_int_t)st.pass_done_pages,
-			 "pass_total_pages", (json_int_t)st.pass_total_pages, "passes", (json_int_t)st.passes,
-			 "passes_cpu_seconds", rounded(st.cpu_seconds), "last_pass", render_pass(&st), "ksm", "run",
-			 (json_int_t)ksm->run, "pages_to_scan", (json_int_t)ksm->pages_to_scan, "sleep_millisecs",
-			 (json_int_t)ksm->sleep_ms, "pages_shared", (json_int_t)ksm->pages_shared, "pages_sharing",
-			 (json_int_t)ksm->pages_sharing, "zero_pages", (json_int_t)ksm->zero_pages, "pages_scanned",
-			 (json_int_t)ksm->pages_scanned, "full_scans", (json_int_t)ksm->full_scans, "cpu_seconds",
-			 rounded((double)ksm->cpu_ns / (double)NSEC_PER_SEC), "vms", vms);
+			 "frames_mib", mib((double)st.frames), "passing", st.passing, "merging", st.merging,
+			 "pass_done_pages", (json_int_t)st.pass_done_pages, "pass_total_pages",
+			 (json_int_t)st.pass_total_pages, "passes", (json_int_t)st.passes, "passes_cpu_seconds",
+			 rounded(st.cpu_seconds), "rounds", (json_int_t)st.rounds, "last_pass", render_pass(&st),
+			 "last_round", render_round(&st), "ksm", render_ksm(&s->ksm), "vms", vms);
+}
+
+/* "remap: no agent in its VMM"; what speaks against all engines stands alone. */
+static json_t *render_refusal(const struct engine_refusal *r)
+{
+	if (r->engine == MERGE_ENGINE_AUTO)
+		return json_string(r->why);
+	return json_sprintf("%s: %s", config_engine_name(r->engine), r->why);
 }
 
 json_t *render_explain(struct daemon *d, const struct vm *vm)
 {
 	const struct vm_snapshot *s = snapshot_of(d, vm);
 	const struct ept_view *view = vm->ept;
-	const char *host = ksmd_host_refusal(d->ksmd, &d->snapshot), *own[KSMD_REFUSALS_MAX];
-	size_t count = s ? ksmd_vm_refusals(s, own) : 0;
+	struct engine_refusal refused[ENGINE_REFUSALS_MAX];
+	enum merge_engine engine = MERGE_ENGINE_OFF;
 	json_t *refusals = json_array();
+	size_t count = 0;
 
-	if (!s)
-		own[count++] = "it was found just now; ask again after the next tick";
+	if (s)
+		engine = ksmd_vm_engine(d->ksmd, &d->snapshot, s, refused, &count);
+	else
+		json_array_append_new(refusals, json_string("it was found just now; ask again after the next tick"));
 	for (size_t i = 0; i < count; i++)
-		json_array_append_new(refusals, json_string(own[i]));
-	if (host)
-		json_array_append_new(refusals, json_string(host));
-	return with(render_vm(d, vm),
-		    json_pack("{s:s, s:o, s:s}", "engine", count > 0 || host ? "none" : "kernel", "refusals", refusals,
-			      "slots_why", view ? view->why : ""));
+		json_array_append_new(refusals, render_refusal(&refused[i]));
+	return with(render_vm(d, vm), json_pack("{s:s, s:o, s:s}", "engine", engine_name(engine), "refusals", refusals,
+						"slots_why", view ? view->why : ""));
 }

@@ -53,7 +53,10 @@ static int vm_fill(const struct vm *vm, struct vm_snapshot *out)
 		.regions = regions,
 		.region_count = regions ? view->region_count : 0,
 		.merge_allowed = vm->settings.merge,
+		.engine = (enum merge_engine)vm->settings.engine,
 		.mem_merge = vm->cmdline.mem_merge,
+		.mem_lock = vm->cmdline.mem_lock,
+		.migrating = vm->migrating,
 	};
 	return 0;
 }

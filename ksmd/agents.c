@@ -23,6 +23,7 @@
 struct agent_entry {
 	struct agent agent; /* first: agents_find() gives it out */
 	pid_t pid;
+	bool looked_for; /* its VM is being looked for */
 	bool dead; /* to be freed as soon as it is not lent */
 	uint64_t since_ns;
 	struct agent_entry *next;
@@ -252,8 +253,8 @@ bool agents_review(struct agents *a, bool (*is_vm)(pid_t pid, void *userdata), v
 			uffd_give(a, e);
 		else if ((!known || !agent_peer_ready(e->agent.peer)) && now - e->since_ns > STRANGER_NS)
 			entry_end(a, e);
-		else
-			unknown |= !known;
+		else if (!known && !e->looked_for)
+			unknown = e->looked_for = true;
 	}
 	dead_free(a);
 	return unknown;

@@ -31,7 +31,7 @@ static int pass_begin(struct ksmd *k)
 				.table = k->vms[i].table,
 				.rescan = k->vms[i].due,
 				/* Without KSM the pass still says what there would be to gain. */
-				.unmergeable = k->kernel && !k->vms[i].mergeable,
+				.unmergeable = k->kernel && k->vms[i].possible == MERGE_ENGINE_OFF,
 				.early = k->vms[i].early,
 			};
 	r = pass_start(inputs, count, &options, &k->pass);
@@ -50,7 +50,8 @@ static void zero_split_begin(struct ksmd *k)
 
 	k->split_done = true;
 	for (size_t i = 0; tables && i < k->vm_count; i++)
-		if (k->vms[i].table && k->vms[i].mergeable)
+		if (k->vms[i].table && (k->vms[i].engine == MERGE_ENGINE_KERNEL ||
+					k->vms[i].engine == MERGE_ENGINE_HINTED))
 			tables[count++] = k->vms[i].table;
 	if (tables)
 		r = zero_split_start(tables, count, &k->split);
@@ -104,6 +105,7 @@ int ksmd_apply(void *m, bool dry_run)
 		if (r < 0)
 			log_warning("cannot start a pass, ignoring: %s", strerror(-r));
 	}
+	ksmd_round_begin(k, dry_run);
 	if (k->kernel)
 		r = scanner_set(k);
 	if (k->policy.state == KSM_MERGE && !k->split_done && !k->pass && !dry_run)

@@ -51,6 +51,13 @@ fail:
 	return r;
 }
 
+static void domain_free(struct domain *d)
+{
+	remap_free(d->remap);
+	free(d->name);
+	free(d);
+}
+
 struct ksmd *ksmd_free(struct ksmd *k)
 {
 	int r;
@@ -63,42 +70,79 @@ struct ksmd *ksmd_free(struct ksmd *k)
 			log_error("cannot restore the KSM settings that were found: %s", strerror(-r));
 		ksm_kernel_free(k->kernel);
 	}
+	round_free(k->round);
+	agents_free(k->agents);
 	zero_split_free(k->split, NULL, NULL);
 	pass_free(k->pass);
 	pass_free(k->last);
 	for (size_t i = 0; i < k->vm_count; i++)
 		page_table_unref(k->vms[i].table);
-	for (size_t i = 0; i < k->seed_count; i++)
-		free(k->seeds[i].domain);
-	free(k->seeds);
+	for (size_t i = 0; i < k->domain_count; i++)
+		domain_free(k->domains[i]);
+	free(k->domains);
 	free(k->vms);
 	stable_index_free(k->index);
 	free(k);
 	return NULL;
 }
 
-int ksmd_domain_seed(struct ksmd *k, const char *domain, uint64_t *ret_seed)
+int ksmd_domain(struct ksmd *k, const char *name, struct domain **ret_domain)
 {
-	struct domain_seed *bigger, fresh;
+	struct domain **bigger, *d;
 
-	for (size_t i = 0; i < k->seed_count; i++) {
-		if (strcmp(k->seeds[i].domain, domain) == 0) {
-			*ret_seed = k->seeds[i].seed;
+	for (size_t i = 0; i < k->domain_count; i++) {
+		if (strcmp(k->domains[i]->name, name) == 0) {
+			*ret_domain = k->domains[i];
 			return 0;
 		}
 	}
-	if (getrandom(&fresh.seed, sizeof(fresh.seed), 0) != sizeof(fresh.seed))
-		return -errno;
-	bigger = reallocarray(k->seeds, k->seed_count + 1, sizeof(*bigger));
+	bigger = reallocarray(k->domains, k->domain_count + 1, sizeof(struct domain *));
 	if (!bigger)
 		return -ENOMEM;
-	k->seeds = bigger;
-	fresh.domain = strdup(domain);
-	if (!fresh.domain)
+	k->domains = bigger;
+	d = calloc(1, sizeof(*d));
+	if (!d)
 		return -ENOMEM;
-	k->seeds[k->seed_count++] = fresh;
-	*ret_seed = fresh.seed;
+	d->name = strdup(name);
+	if (!d->name || getrandom(&d->seed, sizeof(d->seed), 0) != sizeof(d->seed)) {
+		domain_free(d);
+		return -ENOMEM;
+	}
+	k->domains[k->domain_count++] = *ret_domain = d;
 	return 0;
+}
+
+int ksmd_listen(struct ksmd *k)
+{
+	int r = agents_new(k->config->agent_socket, k->config->agent_group, &k->agents);
+
+	if (r < 0)
+		log_warning("agents cannot reach the daemon at %s, merging without them: %s", k->config->agent_socket,
+			    r == -ENOENT     ? "[daemon] agent_group: no such group on this host" :
+			    r == -EADDRINUSE ? "somebody else listens there" :
+					       strerror(-r));
+	return r;
+}
+
+int ksmd_agents_fd(const struct ksmd *k)
+{
+	return k->agents ? agents_fd(k->agents) : -1;
+}
+
+static bool is_vm(pid_t pid, void *userdata)
+{
+	const struct ksmd *k = userdata;
+
+	for (size_t i = 0; i < k->vm_count; i++)
+		if (k->vms[i].pid == pid)
+			return true;
+	return false;
+}
+
+bool ksmd_agents_dispatch(struct ksmd *k)
+{
+	agents_dispatch(k->agents);
+	return agents_review(k->agents, is_vm, k);
 }
 
 /* ---- taking a pass in ---- */
@@ -109,6 +153,11 @@ static const struct vm_snapshot *snapshot_of(const struct host_snapshot *s, cons
 		if (s->vms[i].pid == vm->pid && s->vms[i].start_ticks == vm->start_ticks)
 			return &s->vms[i];
 	return NULL;
+}
+
+static bool by_kernel(enum merge_engine engine)
+{
+	return engine == MERGE_ENGINE_KERNEL || engine == MERGE_ENGINE_HINTED;
 }
 
 /* What the kernel's scanner can get, out of the last pass and the VMs that are there now. */
@@ -123,7 +172,7 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
 		const struct vm_snapshot *vm = snapshot_of(s, &res->vms[i]);
 		struct tracked_vm *t = vm ? ksmd_track(k, vm) : NULL;
 
-		if (!t || ksmd_vm_refusal(vm))
+		if (!t || !by_kernel(t->possible))
 			continue;
 		t->zero_pages = res->vms[i].counts.zero;
 		expected += res->vms[i].counts.mergeable;
@@ -161,8 +210,10 @@ static void saved_update(struct ksmd *k, const struct host_snapshot *s)
 		if (k->pass_taken) /* later passes see lost pages no more, so they start from here */
 			t->rss_then_pages = s->vms[i].rss_anon_bytes / PAGE_BYTES;
 		t->saved_pages = vm_saved(t, &s->vms[i], &s->ksm);
-		if (!ksmd_vm_refusal(&s->vms[i]))
+		if (by_kernel(t->possible))
 			k->saved_pages += t->saved_pages;
+		else
+			t->saved_pages = ksmd_round_vm_saved(k, t, &s->vms[i]);
 	}
 	k->pass_taken = false;
 }
@@ -196,6 +247,8 @@ static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 	k->pass = NULL;
 	k->passes++;
 	k->pass_taken = true;
+	for (size_t i = 0; i < k->domain_count; i++)
+		k->domains[i]->passed = true;
 	log_info("pass vms=%zu scanned=%" PRIu64 " MiB mergeable=%.0f MiB zero=%" PRIu64
 		 " MiB took=%.2f s cpu=%.2f s",
 		 res->vm_count, res->scanned_pages >> 8, res->total.mergeable / 256, res->total.zero >> 8,
@@ -213,13 +266,11 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 	for (size_t i = 0; i < s->vm_count; i++) {
 		const struct vm_snapshot *vm = &s->vms[i];
 		struct tracked_vm *t = ksmd_track(k, vm);
-		uint64_t seed;
 		int r;
 
 		if (!t)
 			continue;
 		t->early = false;
-		t->mergeable = !ksmd_vm_refusal(vm);
 		t->due = !t->passed_ns || (rested && s->taken_ns - t->passed_ns >= interval_ns);
 		if (t->table && !page_table_is_for(t->table, vm)) {
 			t->table = page_table_unref(t->table);
@@ -229,68 +280,67 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 			t->due = false;
 			continue;
 		}
-		r = t->table ? 0 : ksmd_domain_seed(k, vm->domain, &seed);
+		r = ksmd_domain(k, vm->domain, &t->domain);
 		if (r == 0 && !t->table)
-			r = page_table_new(k->fs, vm, seed, &t->table);
+			r = page_table_new(k->fs, vm, t->domain->seed, &t->table);
 		if (r < 0) {
 			log_debug("vm=%s no page table: %s", vm->uuid, strerror(-r));
 			t->due = false;
 			continue;
 		}
-		t->early = !t->passed_ns && t->mergeable;
+		t->early = !t->passed_ns && by_kernel(t->possible);
 		t->passed_ns = s->taken_ns;
 		any = true;
 	}
 	return any;
 }
 
-/* ---- refusals ---- */
+/* ---- engines ---- */
 
-static bool has_backing(const struct vm_snapshot *vm, bool hugetlb)
+/* Why the kernel's scanner cannot be used on this host at all. */
+static const char *kernel_refusal(const struct ksmd *k)
 {
-	for (size_t i = 0; i < vm->region_count; i++)
-		if (vm->regions[i].backing != MEM_ANON && (vm->regions[i].backing == MEM_HUGETLB) == hugetlb)
-			return true;
-	return false;
+	if (!k->kernel)
+		return "this kernel has no KSM";
+	return k->config->merge_engine == MERGE_ENGINE_OFF ? "merging is off (engine = off)" : NULL;
 }
 
-size_t ksmd_vm_refusals(const struct vm_snapshot *vm, const char *ret_refusals[KSMD_REFUSALS_MAX])
+static struct engine_facts facts_of(const struct ksmd *k, const struct tracked_vm *t, const char *ksm_why)
 {
-	const struct {
-		bool holds;
-		const char *why;
-	} all[KSMD_REFUSALS_MAX] = {
-		{ !vm->merge_allowed, "merging is off for this VM (merge = off)" },
-		{ vm->region_count == 0, "where its memory lies is not known" },
-		{ has_backing(vm, true), "its memory is hugetlb, which cannot be merged" },
-		{ has_backing(vm, false), "its memory is shared or file-backed, which cannot be merged" },
-		{ !vm->ksm_mergeable, "its VMM did not give its memory to KSM (QEMU: -machine mem-merge=on)" },
+	return (struct engine_facts){
+		.host_engine = (enum merge_engine)k->config->merge_engine,
+		.has_agent = t->has_agent,
+		.agent_why = t->agent_why[0] ? t->agent_why : NULL,
+		.slot_why = t->slot_why[0] ? t->slot_why : NULL,
+		.hazards = t->hazards,
+		.hazard_count = t->hazard_count,
+		.ksm_why = ksm_why,
+		.ksm_present = k->kernel != NULL,
 	};
-	size_t count = 0;
-
-	for (size_t i = 0; i < KSMD_REFUSALS_MAX; i++)
-		if (all[i].holds)
-			ret_refusals[count++] = all[i].why;
-	return count;
 }
 
-const char *ksmd_vm_refusal(const struct vm_snapshot *vm)
+static enum merge_engine choose(const struct ksmd *k, const struct tracked_vm *t, const struct vm_snapshot *vm,
+				const char *ksm_why, struct engine_refusal *refusals, size_t *count)
 {
-	const char *refusals[KSMD_REFUSALS_MAX];
+	const struct engine_facts facts = facts_of(k, t, ksm_why);
 
-	return ksmd_vm_refusals(vm, refusals) ? refusals[0] : NULL;
+	return engine_choose(vm, &facts, refusals, count);
 }
 
-/* The kernel merges all that it may scan with all else, so every VM that gave it memory must be of one
- * domain, merging or not. */
-static const char *domains_refusal(const struct host_snapshot *s)
+/* The kernel merges all that it may scan with all else, so every VM that gave it memory, or whose agent would, must be
+ * of one domain, merging or not. */
+static const char *domains_refusal(const struct ksmd *k, const struct host_snapshot *s)
 {
+	struct engine_refusal refusals[ENGINE_REFUSALS_MAX];
 	const char *domain = NULL;
+	size_t count;
 
 	for (size_t i = 0; i < s->vm_count; i++) {
 		const struct vm_snapshot *vm = &s->vms[i];
+		const struct tracked_vm *t = ksmd_track((struct ksmd *)(uintptr_t)k, vm);
 
-		if (!vm->ksm_mergeable)
+		if (!vm->ksm_mergeable &&
+		    !(t && choose(k, t, vm, kernel_refusal(k), refusals, &count) == MERGE_ENGINE_HINTED))
 			continue;
 		if (!vm->merge_allowed)
 			return "a VM with merge = off gave its memory to KSM; start it with mem-merge=off";
@@ -304,11 +354,56 @@ static const char *domains_refusal(const struct host_snapshot *s)
 
 const char *ksmd_host_refusal(const struct ksmd *k, const struct host_snapshot *s)
 {
-	if (!k->kernel)
-		return "this kernel has no KSM";
-	if (k->config->merge_engine == MERGE_ENGINE_OFF)
-		return "merging is off (engine = off)";
-	return domains_refusal(s);
+	const char *why = kernel_refusal(k);
+
+	return why ? why : domains_refusal(k, s);
+}
+
+enum merge_engine ksmd_vm_engine(const struct ksmd *k, const struct host_snapshot *s, const struct vm_snapshot *vm,
+				 struct engine_refusal ret_refusals[ENGINE_REFUSALS_MAX], size_t *ret_count)
+{
+	const struct tracked_vm *t = ksmd_track((struct ksmd *)(uintptr_t)k, vm);
+
+	*ret_count = 0;
+	return t ? choose(k, t, vm, ksmd_host_refusal(k, s), ret_refusals, ret_count) : MERGE_ENGINE_OFF;
+}
+
+/* That could merge it if the configuration and the other VMs let it: for what there would be to gain. */
+static enum merge_engine engine_possible(const struct ksmd *k, const struct tracked_vm *t, const struct vm_snapshot *vm)
+{
+	struct engine_facts facts = facts_of(k, t, NULL);
+	struct engine_refusal refusals[ENGINE_REFUSALS_MAX];
+	struct vm_snapshot free_vm = *vm;
+	size_t count;
+
+	facts.host_engine = MERGE_ENGINE_AUTO;
+	free_vm.engine = MERGE_ENGINE_AUTO;
+	return engine_choose(&free_vm, &facts, refusals, &count);
+}
+
+/* Which engine merges each VM in this tick. */
+static void engines_decide(struct ksmd *k, const struct host_snapshot *s)
+{
+	const char *ksm_why = ksmd_host_refusal(k, s);
+	struct engine_refusal refusals[ENGINE_REFUSALS_MAX];
+	size_t count;
+
+	for (size_t i = 0; i < s->vm_count; i++) {
+		const struct vm_snapshot *vm = &s->vms[i];
+		struct tracked_vm *t = ksmd_track(k, vm);
+		enum merge_engine before;
+
+		if (!t)
+			continue;
+		before = t->engine;
+		t->engine = choose(k, t, vm, ksm_why, refusals, &count);
+		t->possible = t->engine == MERGE_ENGINE_OFF ? engine_possible(k, t, vm) : t->engine;
+		if (t->engine != before)
+			log_info("merge vm=%s engine=%s%s%s%s", vm->uuid, config_engine_name(t->engine),
+				 count && t->engine == MERGE_ENGINE_OFF ? " why=\"" : "",
+				 count && t->engine == MERGE_ENGINE_OFF ? refusals[0].why : "",
+				 count && t->engine == MERGE_ENGINE_OFF ? "\"" : "");
+	}
 }
 
 /* ---- the module ---- */
@@ -319,10 +414,14 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 	struct ksm_inputs in = { 0 };
 
 	pass_take(k, s);
+	ksmd_round_take(k, s);
+	engines_decide(k, s);
 	expectation_update(k, s);
 	saved_update(k, s);
-	/* While the scanner works the estimate stands; afterwards a new pass shows what is left. */
-	if (!k->pass && k->policy.state != KSM_MERGE)
+	ksmd_round_plan(k, s);
+	/* While the scanner works the estimate stands; afterwards a new pass shows what is left. A round works with
+	 * the tables that a pass would write. */
+	if (!k->pass && !k->round && !k->round_planned && k->policy.state != KSM_MERGE)
 		k->pass_planned = pass_plan(k, s);
 	if (!k->kernel)
 		return 0;
@@ -349,9 +448,43 @@ const struct module_ops ksmd_ops = {
 	.apply = ksmd_apply,
 };
 
+int ksmd_round_fd(const struct ksmd *k)
+{
+	return k->round ? round_done_fd(k->round) : -1;
+}
+
+bool ksmd_vm_figures(const struct ksmd *k, const struct vm_snapshot *vm, struct frame_user_figures *ret_figures)
+{
+	const struct tracked_vm *t = ksmd_track((struct ksmd *)(uintptr_t)k, vm);
+
+	if (!t || !t->domain || !t->domain->remap || k->round_domain == t->domain)
+		return false;
+	return remap_vm_figures(t->domain->remap, vm->pid, ret_figures);
+}
+
 int ksmd_pass_fd(const struct ksmd *k)
 {
 	return k->pass ? pass_done_fd(k->pass) : -1;
+}
+
+static uint64_t frames_count(const struct ksmd *k)
+{
+	uint64_t frames = 0;
+
+	for (size_t i = 0; i < k->domain_count; i++)
+		if (k->domains[i]->remap)
+			frames += remap_memory_pages(k->domains[i]->remap);
+	return frames;
+}
+
+/* By the kernel; and by agents, whose frames are nobody's savings. */
+static uint64_t saved_sum(const struct ksmd *k, uint64_t frames)
+{
+	uint64_t saved = 0;
+
+	for (size_t i = 0; i < k->vm_count; i++)
+		saved += by_kernel(k->vms[i].possible) ? 0 : k->vms[i].saved_pages;
+	return k->saved_pages + (saved > frames ? saved - frames : 0);
 }
 
 void ksmd_status(const struct ksmd *k, struct ksmd_status *ret_status)
@@ -364,9 +497,14 @@ void ksmd_status(const struct ksmd *k, struct ksmd_status *ret_status)
 		.passes = k->passes,
 		.last = k->last ? pass_wait(k->last) : NULL,
 		.expected_pages = k->expected_pages,
-		.saved_pages = k->saved_pages,
 		.cpu_seconds = k->cpu_seconds,
+		.frames = frames_count(k),
+		.rounds = k->rounds,
+		.last_round = k->rounds ? &k->last_round : NULL,
+		.merging = k->round != NULL,
 	};
+
+	st.saved_pages = saved_sum(k, st.frames);
 
 	if (k->pass)
 		pass_progress(k->pass, &st.pass_done_pages, &st.pass_total_pages);

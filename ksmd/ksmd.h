@@ -9,8 +9,10 @@
 #include "core/fsio.h"
 #include "core/module.h"
 #include "core/snapshot.h"
+#include "ksmd/engine.h"
 #include "ksmd/pass.h"
 #include "ksmd/policy.h"
+#include "ksmd/remap.h"
 
 struct ksmd;
 
@@ -22,9 +24,17 @@ int ksmd_new(const struct fsio *fs, const struct config *config, struct ksmd **r
 /* Cancels passes and restores the kernel's settings. NULL ok; gives NULL. */
 struct ksmd *ksmd_free(struct ksmd *k);
 
-/* A descriptor that is readable when a background pass has ended; the next tick takes the result in.
- * -1 while none runs. */
+/* Listens for agents. 0 or -errno: merging goes on without them. */
+int ksmd_listen(struct ksmd *k);
+/* A descriptor that is readable when agents have something to say: ksmd_agents_dispatch(), which is true when one of
+ * them waits for its VM to be found. -1: nobody listens. */
+int ksmd_agents_fd(const struct ksmd *k);
+bool ksmd_agents_dispatch(struct ksmd *k);
+
+/* Descriptors that are readable when a background pass, or a round of merging, has ended; the next tick takes the
+ * result in. -1 while none runs. */
 int ksmd_pass_fd(const struct ksmd *k);
+int ksmd_round_fd(const struct ksmd *k);
 
 /* What the module is doing, for people and tests. Pointers are borrowed until the next tick. */
 struct ksmd_status {
@@ -37,17 +47,22 @@ struct ksmd_status {
 	double cpu_seconds;	    /* of all of them */
 	const struct pass_result *last; /* NULL before the first one ended */
 	uint64_t expected_pages;    /* saved once all that the last pass found is merged by the kernel */
-	uint64_t saved_pages;	    /* saved by the kernel now */
+	uint64_t saved_pages;	    /* saved now, by all engines; frames are taken off */
+	uint64_t frames;	    /* pages of the stores of all domains */
+	uint64_t rounds;	    /* of merging by agents */
+	const struct remap_result *last_round; /* NULL before the first one */
+	bool merging;		    /* a round is at work */
 };
-/* Saved of one VM by the kernel now: copies merged, and zero pages given back. */
+/* Saved of one VM now: copies merged, and zero pages given back. */
 uint64_t ksmd_vm_saved_pages(const struct ksmd *k, const struct vm_snapshot *vm);
 void ksmd_status(const struct ksmd *k, struct ksmd_status *ret_status);
 
 /* Why the kernel's scanner may not run at all; NULL when it may. Static string. */
 const char *ksmd_host_refusal(const struct ksmd *k, const struct host_snapshot *s);
-/* Why it may not merge this VM: the first reason or NULL, or all of them and how many. Static strings. */
-#define KSMD_REFUSALS_MAX 5
-const char *ksmd_vm_refusal(const struct vm_snapshot *vm);
-size_t ksmd_vm_refusals(const struct vm_snapshot *vm, const char *ret_refusals[KSMD_REFUSALS_MAX]);
+/* How a VM is merged (MERGE_ENGINE_OFF: not), and every reason against the engines that do not. */
+enum merge_engine ksmd_vm_engine(const struct ksmd *k, const struct host_snapshot *s, const struct vm_snapshot *vm,
+				 struct engine_refusal ret_refusals[ENGINE_REFUSALS_MAX], size_t *ret_count);
+/* What its memory is mapped to, as the last round or sweep saw it; false: nothing was ever merged by its agent. */
+bool ksmd_vm_figures(const struct ksmd *k, const struct vm_snapshot *vm, struct frame_user_figures *ret_figures);
 
 #endif

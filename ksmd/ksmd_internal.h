@@ -4,28 +4,53 @@
 
 #include <sys/types.h>
 
+#include "core/clock.h"
+#include "ksmd/agents.h"
 #include "ksmd/ksm_kernel.h"
 #include "ksmd/ksmd.h"
+#include "ksmd/round.h"
+
+/* Between the moment when frames may have become free, or the sweep before, and the next sweep: a look at the mappings of
+ * all processes costs some milliseconds for each VM that was merged. */
+#define SWEEP_REST_NS (5 * NSEC_PER_SEC)
+
+/* The VMs that may share memory, and what they do share. */
+struct domain {
+	char *name;
+	uint64_t seed;	     /* secret, of its hashes */
+	struct remap *remap; /* NULL: nothing was ever merged by agents */
+	bool passed;	     /* a pass has ended since the last round */
+	uint64_t residual_pages, residual_ns; /* what the last round could not get, and when that was */
+	uint64_t sweep_ns;   /* when frames are to be looked after; 0: not */
+};
 
 /* What the module remembers of one VM from tick to tick. */
 struct tracked_vm {
 	pid_t pid;
 	uint64_t start_ticks;
 	bool seen; /* in this tick's snapshot */
-	struct page_table *table; /* NULL: never passed over */
+	struct domain *domain;	  /* NULL: never passed over */
+	struct page_table *table; /* the same */
 	uint64_t passed_ns;	  /* when its last scan began; 0: never */
 	bool due;		  /* to be scanned by the pass that is planned */
 	bool early;		  /* for the first time, and the kernel may merge it */
-	bool mergeable;		  /* the kernel may merge it, in this tick's snapshot */
+
+	/* Sensed: */
+	bool has_agent;
+	char agent_why[AGENT_WHY_BYTES], slot_why[AGENT_WHY_BYTES]; /* empty: see struct engine_facts */
+	const char *hazards[HAZARDS_MAX];
+	size_t hazard_count;
+	uint64_t hazards_ns; /* when they were looked for */
+
+	/* Decided, in this tick: */
+	enum merge_engine engine;   /* that merges it; OFF: none */
+	enum merge_engine possible; /* that could, whatever was configured and whatever else is on the host */
+
 	uint64_t rss_then_pages;  /* resident when the last pass was taken in */
 	uint64_t zero_pages;	  /* found by the last pass */
-	uint64_t saved_pages;	  /* saved by the kernel now */
-};
-
-/* The secret hash seed of one domain. */
-struct domain_seed {
-	char *domain;
-	uint64_t seed;
+	uint64_t dropped_pages;	  /* zero pages that its agent left absent, less what came back */
+	uint64_t rss_low_pages;	  /* resident when they were last counted */
+	uint64_t saved_pages;	  /* saved now */
 };
 
 struct ksmd {
@@ -39,12 +64,18 @@ struct ksmd {
 
 	struct tracked_vm *vms;
 	size_t vm_count;
-	struct domain_seed *seeds;
-	size_t seed_count;
+	struct domain **domains;
+	size_t domain_count;
+	struct agents *agents; /* NULL: nobody listens */
 
 	struct pass *pass; /* in the background; NULL: none */
 	struct pass *last; /* the last one that ended well, for its result */
 	bool pass_planned;
+	struct round *round; /* in the background; NULL: none */
+	struct domain *round_domain;   /* the domain that it is about */
+	struct domain *round_planned;  /* NULL: none */
+	uint64_t rounds;
+	struct remap_result last_round;
 	struct zero_split *split; /* at work while the scanner is; NULL: none */
 	bool split_done;	  /* in this run of the scanner */
 	struct ksm_snapshot seen; /* the kernel's settings in this tick, for the log */
@@ -54,7 +85,7 @@ struct ksmd {
 
 	/* The estimate that merging goes by: */
 	uint64_t expected_pages, mergeable_pages;
-	uint64_t saved_pages;
+	uint64_t saved_pages; /* by the kernel's scanner */
 	bool pass_taken; /* since saved_pages was last counted */
 
 	char logged_why[160]; /* the last refusal that was logged */
@@ -63,7 +94,14 @@ struct ksmd {
 struct tracked_vm *ksmd_track(struct ksmd *k, const struct vm_snapshot *vm); /* NULL: unknown */
 int ksmd_sense(void *m, struct host_snapshot *s);
 int ksmd_apply(void *m, bool dry_run);
-/* The seed of a domain, made at its first use. 0 or -errno. */
-int ksmd_domain_seed(struct ksmd *k, const char *domain, uint64_t *ret_seed);
+/* The domain of this name, made at its first use. 0 or -errno. */
+int ksmd_domain(struct ksmd *k, const char *name, struct domain **ret_domain);
+
+/* rounds.c: takes a round in that has ended; plans one; starts what was planned. */
+void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s);
+void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s);
+void ksmd_round_begin(struct ksmd *k, bool dry_run);
+/* Pages of a VM that merging by its agent saves now, its share of the frames not taken off. */
+uint64_t ksmd_round_vm_saved(const struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm);
 
 #endif

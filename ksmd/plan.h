@@ -81,6 +81,7 @@ int plan_join(struct plan *p, size_t *ret_peak_bytes);
 struct plan_need {
 	uint32_t block_frames; /* for whole windows: a multiple of 512, to be aligned to 512 */
 	uint32_t frames;       /* others, in one extent */
+	uint64_t gain_pages;   /* pages in runs less these frames: what all windows together would save at most */
 };
 /* Chooses windows, orders them and numbers the new frames. 0 or -ENOMEM, -E2BIG. */
 int plan_build(struct plan *p, struct plan_need *ret_need);

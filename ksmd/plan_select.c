@@ -206,6 +206,15 @@ static void windows_fit_budget(struct plan *p)
 	p->order_count = kept;
 }
 
+static uint64_t plan_gain(const struct plan *p)
+{
+	uint64_t gain = 0, frames = (uint64_t)p->need.frames + p->need.block_frames;
+
+	for (size_t i = 0; i < p->order_count; i++)
+		gain += p->windows[p->order[i].window].gain;
+	return gain > frames ? gain - frames : 0;
+}
+
 int plan_build(struct plan *p, struct plan_need *ret_need)
 {
 	struct walk *walk = malloc(sizeof(*walk));
@@ -229,8 +238,10 @@ int plan_build(struct plan *p, struct plan_need *ret_need)
 	/* With windows and runs gone some contents have one page left, which saves nothing. */
 	plan_census(p);
 	r = plan_number(p);
-	if (r == 0)
+	if (r == 0) {
 		*ret_need = p->need;
+		ret_need->gain_pages = plan_gain(p);
+	}
 out:
 	free(walk);
 	return r;

@@ -154,7 +154,7 @@ int plan_number(struct plan *p)
 	}
 	if (aligned > UINT32_MAX || packed > UINT32_MAX)
 		return -E2BIG;
-	p->need = (struct plan_need){ (uint32_t)aligned, (uint32_t)packed };
+	p->need = (struct plan_need){ .block_frames = (uint32_t)aligned, .frames = (uint32_t)packed };
 	return 0;
 }
 

@@ -54,6 +54,7 @@ struct round {
 	struct plan_range *ranges;
 	size_t range_count;
 	uint64_t **huge; /* per range */
+	uint64_t min_gain_pages;
 	struct remap_result result;
 };
 
@@ -388,8 +389,12 @@ static int windows_run(struct round *o, struct plan *plan)
 	if (!w)
 		return -ENOMEM;
 	r = plan_build(plan, &need);
-	if (r == 0)
-		r = frames_allocate(o, &need, plan, &blocks, &frames);
+	o->result.planned_pages = r == 0 ? need.gain_pages : 0;
+	if (r < 0 || need.gain_pages == 0 || need.gain_pages < o->min_gain_pages) {
+		free(w);
+		return r;
+	}
+	r = frames_allocate(o, &need, plan, &blocks, &frames);
 	while (r == 0 && plan_next(plan, w) == 1)
 		window_send(o, plan, w);
 	for (size_t i = 0; i < o->count; i++)
@@ -481,10 +486,10 @@ static int round_run(struct round *o, uint64_t start_ns)
 	return error;
 }
 
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, struct remap_vm_result *ret_vms,
-		struct remap_result *ret_result)
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, uint64_t min_gain_pages,
+		struct remap_vm_result *ret_vms, struct remap_result *ret_result)
 {
-	struct round o = { .r = r, .count = count };
+	struct round o = { .r = r, .count = count, .min_gain_pages = min_gain_pages };
 	uint64_t start = clock_mono_ns();
 	int error;
 

@@ -37,6 +37,7 @@ struct remap_result {
 	uint64_t merged_pages, zero_pages; /* as the agents said: by frames; left absent */
 	uint64_t unequal_runs, busy_runs, skipped_runs, failed_runs;
 	uint64_t filled_frames;
+	uint64_t planned_pages; /* what the plan would have saved; below the least gain nothing was done */
 	uint64_t stall_us_max;
 	double plan_seconds, seconds;
 	size_t metadata_bytes; /* store, index and plan, at the highest */
@@ -47,10 +48,10 @@ struct remap_vm_result {
 	uint64_t merged_pages, zero_pages;
 };
 
-/* ret_vms: room for count, or NULL. 0, or -errno when the round could not be made; a peer that fails costs only its own
- * windows. */
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, struct remap_vm_result *ret_vms,
-		struct remap_result *ret_result);
+/* min_gain_pages: nothing is done unless the plan saves so much. ret_vms: room for count, or NULL. 0, or -errno when the
+ * round could not be made; a peer that fails costs only its own windows. */
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, uint64_t min_gain_pages,
+		struct remap_vm_result *ret_vms, struct remap_result *ret_result);
 
 /* Looks which frames are in use and frees those that were in use neither now nor at the sweep before. Not while
  * commands are under way. 0 and how many were freed, and whether another sweep may free more; -errno. */

@@ -1,5 +1,6 @@
 /* What ksmd looks at in a tick: the kernel's KSM counters, and per VM its resident and merged pages. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,7 +24,8 @@ static struct tracked_vm *track_new(struct ksmd *k, const struct vm_snapshot *vm
 		return NULL;
 	k->vms = bigger;
 	bigger += k->vm_count++;
-	*bigger = (struct tracked_vm){ .pid = vm->pid, .start_ticks = vm->start_ticks };
+	*bigger = (struct tracked_vm){ .pid = vm->pid, .start_ticks = vm->start_ticks, .engine = MERGE_ENGINE_OFF,
+				       .possible = MERGE_ENGINE_OFF };
 	return bigger;
 }
 
@@ -35,6 +37,8 @@ static void untrack_gone(struct ksmd *k)
 	for (size_t i = 0; i < k->vm_count; i++) {
 		if (!k->vms[i].seen) {
 			page_table_unref(k->vms[i].table);
+			if (k->vms[i].domain && !k->vms[i].domain->sweep_ns)
+				k->vms[i].domain->sweep_ns = clock_mono_ns() + SWEEP_REST_NS;
 			continue;
 		}
 		k->vms[kept++] = k->vms[i];
@@ -42,11 +46,61 @@ static void untrack_gone(struct ksmd *k)
 	k->vm_count = kept;
 }
 
-static void sense_vm(struct ksmd *k, struct vm_snapshot *vm)
+/* Descriptors of a VMM rarely change, and each costs a readlink. What matters is looked at again before a round. */
+#define HAZARDS_NS (30 * NSEC_PER_SEC)
+#define HAZARDS_IDLE_NS (10 * HAZARDS_NS) /* without an agent: only to be explained */
+
+static bool overlaps(const struct vm_snapshot *vm, const struct agent_slot_view *slot)
+{
+	for (size_t i = 0; i < vm->region_count; i++)
+		if (vm->regions[i].hva < slot->hva + slot->bytes &&
+		    slot->hva < vm->regions[i].hva + vm->regions[i].bytes)
+			return true;
+	return false;
+}
+
+/* Why its agent cannot exchange its RAM; empty: it can, at least in part. */
+static void sense_slots(struct tracked_vm *t, const struct vm_snapshot *vm, const struct agent_peer *peer)
+{
+	const struct agent_slot_view *slots;
+	size_t count = agent_peer_slots(peer, &slots);
+
+	snprintf(t->slot_why, sizeof(t->slot_why), "its agent has not named this memory");
+	for (size_t i = 0; i < count; i++) {
+		if (!overlaps(vm, &slots[i]))
+			continue;
+		memcpy(t->slot_why, slots[i].why, sizeof(t->slot_why));
+		if (slots[i].can_remap)
+			return;
+	}
+}
+
+static void sense_agent(struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm)
+{
+	struct agent *agent = k->agents ? agents_find(k->agents, vm->pid) : NULL;
+
+	t->has_agent = agent != NULL;
+	if (!agent || agent->lent) /* what was known still holds */
+		return;
+	snprintf(t->agent_why, sizeof(t->agent_why), "%s",
+		 agent_peer_refusal(agent->peer) ? agent_peer_refusal(agent->peer) : "");
+	sense_slots(t, vm, agent->peer);
+	if (agent->released && t->domain && !t->domain->sweep_ns)
+		t->domain->sweep_ns = clock_mono_ns() + SWEEP_REST_NS;
+}
+
+static void sense_vm(struct ksmd *k, struct tracked_vm *t, struct vm_snapshot *vm)
 {
 	enum ksm_marked marked = KSM_MARKED_UNKNOWN;
 	uint64_t kib;
 	char text[16384]; /* about 1.5 KB, but the list of groups may be long */
+	uint64_t now = clock_mono_ns();
+
+	sense_agent(k, t, vm);
+	if (!t->hazards_ns || now - t->hazards_ns > (t->has_agent ? HAZARDS_NS : HAZARDS_IDLE_NS)) {
+		t->hazard_count = hazards_find(k->fs, vm->pid, t->hazards);
+		t->hazards_ns = now;
+	}
 
 	/* RssAnon is exact to within a batch of pages per CPU. */
 	if (fsio_read(k->fs, text, sizeof(text), "/proc/%d/status", (int)vm->pid) > 0 &&
@@ -95,7 +149,7 @@ int ksmd_sense(void *m, struct host_snapshot *s)
 		if (!t)
 			return -ENOMEM;
 		t->seen = true;
-		sense_vm(k, &s->vms[i]);
+		sense_vm(k, t, &s->vms[i]);
 	}
 	untrack_gone(k);
 	return 0;

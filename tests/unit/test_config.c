@@ -83,8 +83,8 @@ static const struct value_case {
 	{ K("merge", "engine", merge_engine), "auto", true, MERGE_ENGINE_AUTO, NULL },
 	{ K("merge", "engine", merge_engine), "kernel", true, MERGE_ENGINE_KERNEL, NULL },
 	{ K("merge", "engine", merge_engine), "off", true, MERGE_ENGINE_OFF, NULL },
-	{ K("merge", "engine", merge_engine), "OFF", false, 0, "expected one of: auto kernel off" },
-	{ K("merge", "engine", merge_engine), "", false, 0, "expected one of: auto kernel off" },
+	{ K("merge", "engine", merge_engine), "OFF", false, 0, "expected one of: auto remap hinted kernel off" },
+	{ K("merge", "engine", merge_engine), "", false, 0, "expected one of: auto remap hinted kernel off" },
 	{ K("daemon", "log_level", log_level), "debug", true, LOG_LEVEL_DEBUG, NULL },
 };
 
@@ -471,7 +471,7 @@ static void test_config_help_and_man_name_every_key(void)
 		UNIT_CASE(value_cases[i].name, strstr(man, value_cases[i].name));
 	}
 	CU_ASSERT_PTR_NOT_NULL(strstr(help, "needs a restart"));
-	CU_ASSERT_PTR_NOT_NULL(strstr(help, "auto | kernel | off"));
+	CU_ASSERT_PTR_NOT_NULL(strstr(help, "auto | remap | hinted | kernel | off"));
 	CU_ASSERT_STRING_EQUAL(config_engine_name(MERGE_ENGINE_KERNEL), "kernel");
 	CU_ASSERT_STRING_EQUAL(config_engine_name(99), "?");
 }

@@ -269,31 +269,6 @@ static void test_ksmd_refusal_table_keeps_scanner_off(void)
 	}
 }
 
-static void test_ksmd_vm_refusal_table_gives_expected(void)
-{
-	struct mem_region regions[2] = { { 4096, 4096, MEM_ANON }, { 12288, 4096, MEM_ANON } };
-	const struct vm_snapshot good = { .regions = regions, .region_count = 2, .merge_allowed = true,
-					  .ksm_mergeable = true };
-	struct vm_snapshot vm = good;
-
-	CU_ASSERT_PTR_NULL(ksmd_vm_refusal(&vm));
-	vm.merge_allowed = false;
-	CU_ASSERT_PTR_NOT_NULL(strstr(ksmd_vm_refusal(&vm), "merge = off"));
-	vm = good;
-	vm.region_count = 0;
-	CU_ASSERT_PTR_NOT_NULL(strstr(ksmd_vm_refusal(&vm), "not known"));
-	vm = good;
-	vm.ksm_mergeable = false;
-	CU_ASSERT_PTR_NOT_NULL(strstr(ksmd_vm_refusal(&vm), "mem-merge=on"));
-	vm = good;
-	regions[1].backing = MEM_HUGETLB;
-	CU_ASSERT_PTR_NOT_NULL(strstr(ksmd_vm_refusal(&vm), "hugetlb"));
-	regions[1].backing = MEM_SHARED;
-	CU_ASSERT_PTR_NOT_NULL(strstr(ksmd_vm_refusal(&vm), "shared"));
-	regions[1].backing = MEM_FILE;
-	CU_ASSERT_PTR_NOT_NULL(strstr(ksmd_vm_refusal(&vm), "file-backed"));
-}
-
 static void test_ksmd_without_ksm_estimates_work(void)
 {
 	struct world w;
@@ -377,7 +352,6 @@ int main(void)
 		{ "foreign_change", test_ksmd_foreign_change_yields_then_returns },
 		{ "left_running", test_ksmd_left_running_is_stopped },
 		{ "host_refusals", test_ksmd_refusal_table_keeps_scanner_off },
-		{ "vm_refusals", test_ksmd_vm_refusal_table_gives_expected },
 		{ "without_ksm", test_ksmd_without_ksm_estimates_work },
 		{ "dry_run", test_ksmd_dry_run_writes_nothing },
 		{ "vm_died", test_ksmd_vm_that_died_is_forgotten },

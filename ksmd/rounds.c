@@ -1,0 +1,234 @@
+/* Merging by agents, as the module does it: one round at a time, domain by domain, each after a pass that has looked at
+ * the VMs anew. Between rounds, sweeps free the frames that nobody uses any more. */
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "ksmd/ksmd_internal.h"
+#include "ksmd/store.h"
+
+/* What a round could not get (pages that change, windows with too little in them) is not run after again for so long,
+ * unless more is found. As for the kernel's scanner. */
+#define RESIDUAL_KEEP_NS (30 * 60 * NSEC_PER_SEC)
+
+static bool takes_part(const struct tracked_vm *t, const struct domain *d)
+{
+	return t->domain == d && t->engine == MERGE_ENGINE_REMAP && t->table;
+}
+
+/* ---- the end of a round ---- */
+
+static struct tracked_vm *tracked_of(struct ksmd *k, const struct agent_peer *peer)
+{
+	for (size_t i = 0; i < k->vm_count; i++)
+		if (k->vms[i].pid == agent_peer_pid(peer))
+			return &k->vms[i];
+	return NULL;
+}
+
+static void vms_take(struct ksmd *k, const struct round_result *res)
+{
+	size_t count;
+	const struct remap_vm *vms = round_vms(k->round, &count);
+
+	for (size_t i = 0; i < count; i++) {
+		struct tracked_vm *t = tracked_of(k, vms[i].peer);
+
+		if (t && !res->error)
+			t->dropped_pages += res->vms[i].zero_pages;
+		agent_return(k->agents, vms[i].peer, !res->error && res->vms[i].broken);
+	}
+}
+
+static void merged_take(struct ksmd *k, const struct host_snapshot *s, const struct round_result *res)
+{
+	const struct remap_result *m = &res->merged;
+	uint64_t got = m->merged_pages + m->zero_pages;
+	struct domain *d = k->round_domain;
+
+	if (res->error) {
+		log_warning("remap domain=%s failed, ignoring: %s", d->name, strerror(-res->error));
+		return;
+	}
+	got -= m->filled_frames < got ? m->filled_frames : got;
+	d->residual_pages = m->planned_pages > got ? m->planned_pages - got : 0;
+	if (m->windows == 0)
+		return; /* too little to gain: the old residual's time goes on */
+	d->residual_ns = s->taken_ns;
+	k->rounds++;
+	k->last_round = *m;
+	log_info("remap domain=%s merged=%" PRIu64 " MiB zero=%" PRIu64 " MiB windows=%" PRIu64 " runs=%" PRIu64
+		 " frames=%" PRIu64 " unequal=%" PRIu64 " busy=%" PRIu64 " failed=%" PRIu64
+		 " longest_stall=%" PRIu64 " us took=%.2f s",
+		 d->name, m->merged_pages >> 8, m->zero_pages >> 8, m->windows, m->runs, m->filled_frames,
+		 m->unequal_runs, m->busy_runs, m->failed_runs, m->stall_us_max, m->seconds);
+}
+
+void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s)
+{
+	struct pollfd ended = { .fd = k->round ? round_done_fd(k->round) : -1, .events = POLLIN };
+	const struct round_result *res;
+	size_t count;
+
+	if (!k->round || poll(&ended, 1, 0) != 1)
+		return;
+	res = round_wait(k->round);
+	round_vms(k->round, &count);
+	if (count > 0)
+		merged_take(k, s, res);
+	vms_take(k, res);
+	if (res->sweep_error)
+		log_warning("remap domain=%s: frames cannot be freed now: %s", k->round_domain->name,
+			    strerror(-res->sweep_error));
+	if (res->freed_frames)
+		log_info("remap domain=%s freed=%u frames", k->round_domain->name, res->freed_frames);
+	k->round_domain->sweep_ns = res->sweep_error || res->sweep_more ? s->taken_ns + SWEEP_REST_NS : 0;
+	k->round = round_free(k->round);
+	k->round_domain = NULL;
+}
+
+/* ---- the next round ---- */
+
+static bool wants_round(const struct ksmd *k, const struct domain *d)
+{
+	for (size_t i = 0; i < k->vm_count && d->passed; i++)
+		if (takes_part(&k->vms[i], d))
+			return true;
+	return false;
+}
+
+void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s)
+{
+	k->round_planned = NULL;
+	if (k->round || k->pass || !k->agents)
+		return;
+	for (size_t i = 0; i < k->domain_count && !k->round_planned; i++) {
+		struct domain *d = k->domains[i];
+
+		if (wants_round(k, d) || (d->remap && d->sweep_ns && s->taken_ns >= d->sweep_ns))
+			k->round_planned = d;
+	}
+}
+
+/* Frames for all of the host's memory: room costs nothing until it is used. */
+static int domain_open(struct ksmd *k, struct domain *d)
+{
+	uint64_t frames = (uint64_t)sysconf(_SC_PHYS_PAGES);
+
+	if (d->remap)
+		return 0;
+	if (frames > STORE_FRAMES_MAX)
+		frames = STORE_FRAMES_MAX;
+	return remap_new(k->fs, d->name, (uint32_t)frames, &d->remap);
+}
+
+/* What the agents of this domain have said since the last round; only now is nobody at work with them. */
+static void news_tell(struct ksmd *k, const struct domain *d)
+{
+	for (size_t i = 0; i < k->vm_count; i++) {
+		struct agent *agent = k->vms[i].domain == d ? agents_find(k->agents, k->vms[i].pid) : NULL;
+
+		if (!agent)
+			continue;
+		if (agent->said_hello)
+			remap_vm_hello(d->remap, k->vms[i].pid);
+		if (agent->released)
+			remap_vm_changed(d->remap, k->vms[i].pid);
+		agent->said_hello = agent->released = false;
+	}
+}
+
+/* The VMs that take part, their peers lent. A device or a debugger may have come since they were last looked at. */
+static size_t vms_lend(struct ksmd *k, const struct domain *d, struct remap_vm *vms)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < k->vm_count; i++) {
+		struct tracked_vm *t = &k->vms[i];
+		struct agent *agent = takes_part(t, d) ? agents_find(k->agents, t->pid) : NULL;
+
+		if (!agent)
+			continue;
+		t->hazard_count = hazards_find(k->fs, t->pid, t->hazards);
+		t->hazards_ns = clock_mono_ns();
+		if (t->hazard_count == 0)
+			vms[count++] = (struct remap_vm){ agent_lend(k->agents, agent), t->table };
+	}
+	return count;
+}
+
+static uint64_t least_gain(const struct ksmd *k, const struct domain *d)
+{
+	uint64_t pages = k->config->merge_min_gain_bytes / PAGE_BYTES;
+
+	if (d->residual_ns && clock_mono_ns() - d->residual_ns < RESIDUAL_KEEP_NS)
+		pages += d->residual_pages;
+	return pages;
+}
+
+static void start(struct ksmd *k, struct domain *d)
+{
+	struct remap_vm *vms = calloc(k->vm_count + 1, sizeof(*vms));
+	size_t count = 0;
+	int r = vms ? domain_open(k, d) : -ENOMEM;
+
+	if (r == 0) {
+		news_tell(k, d);
+		count = d->passed ? vms_lend(k, d, vms) : 0;
+		r = round_start(d->remap, vms, count, least_gain(k, d), &k->round);
+	}
+	if (r == 0) {
+		k->round_domain = d;
+		log_debug("remap start domain=%s vms=%zu", d->name, count);
+	} else {
+		log_warning("remap domain=%s cannot start, ignoring: %s", d->name, strerror(-r));
+		d->sweep_ns = 0;
+		for (size_t i = 0; i < count; i++)
+			agent_return(k->agents, vms[i].peer, false);
+	}
+	free(vms);
+}
+
+void ksmd_round_begin(struct ksmd *k, bool dry_run)
+{
+	struct domain *d = k->round_planned;
+
+	k->round_planned = NULL;
+	if (!d)
+		return;
+	if (dry_run && wants_round(k, d))
+		log_info("dry run: remap domain=%s would start", d->name);
+	else if (!dry_run)
+		start(k, d);
+	d->passed = false;
+}
+
+/* ---- figures ---- */
+
+/* Zero pages that were dropped and may have come back: every growth of resident memory counts as that, so that the
+ * figure is never too high. */
+static void dropped_update(struct tracked_vm *t, const struct vm_snapshot *vm)
+{
+	uint64_t rss = vm->rss_anon_bytes / PAGE_BYTES, grown = rss > t->rss_low_pages ? rss - t->rss_low_pages : 0;
+
+	if (t->rss_low_pages && t->dropped_pages)
+		t->dropped_pages -= grown < t->dropped_pages ? grown : t->dropped_pages;
+	t->rss_low_pages = rss;
+}
+
+uint64_t ksmd_round_vm_saved(const struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm)
+{
+	struct frame_user_figures f;
+
+	dropped_update(t, vm);
+	if (t->domain && t->domain == k->round_domain) /* as it was: the round changes it under our eyes */
+		return t->saved_pages;
+	if (!ksmd_vm_figures(k, vm, &f))
+		return 0;
+	return f.mapped_pages - (f.broken_pages < f.mapped_pages ? f.broken_pages : f.mapped_pages) + t->dropped_pages;
+}
