@@ -327,6 +327,15 @@ static int window_map_piece(struct exchange *x, struct window *w, const struct e
 	return 0;
 }
 
+/* A huge page all of zeroes leaves nothing mapped, and the first page that the guest writes would come as a huge page
+ * again, of 511 pages of zeroes. With one page mapped to the zero page the window keeps a page table, and what is
+ * written comes page by page. If it fails, only memory is lost. */
+static void window_keep_small(struct exchange *x, const struct window *w)
+{
+	if (w->huge && w->mapped_hi == 0 && bits_count(&w->merged) == WINDOW_PAGES)
+		uffd_zeropage(x->uffd, w->addr, WINDOW_PAGE_BYTES);
+}
+
 static void window_map(struct exchange *x, struct window *w, const struct exchange_store *store,
 		       const struct exchange_run *runs, size_t count)
 {
@@ -346,6 +355,7 @@ static void window_map(struct exchange *x, struct window *w, const struct exchan
 			}
 		}
 	}
+	window_keep_small(x, w);
 	/* R8: before the wake-up, for the advice on huge pages decides how the first fault maps a frame. For the
 	 * leftovers between the pieces it changes nothing. */
 	if (w->mapped_hi > 0)

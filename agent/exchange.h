@@ -46,7 +46,7 @@ struct exchange_run {
 };
 
 struct exchange_options {
-	unsigned min_pages_huge; /* a huge page is given up for at least so many merged pages (64 is measured: PERF.md) */
+	unsigned min_pages_huge; /* a huge page is given up for at least so many merged pages */
 	unsigned min_pages;	 /* other windows are worth it from here on */
 	unsigned min_piece;	 /* shorter pieces of a run are not mapped: each costs two VMAs */
 };

@@ -1,10 +1,11 @@
 /* Identical 2 MiB blocks: windows whose 512 pages have the same 512 hashes as another window's.
  *
  * They are found before anything else and get a whole aligned extent, even where one of their pages has a
- * frame elsewhere or is zero, so that every VM can map the block with one huge mapping. The price is a frame for each such page,
- * once per distinct block. */
+ * frame elsewhere, is zero or is in the block twice, so that every VM can map the block with one huge mapping. The price
+ * is a frame for each such page, once per distinct block; above block_spare_max it is not paid. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <urcu.h>
 #include <xxhash.h>
 
@@ -26,8 +27,7 @@ static int block_order(const void *a, const void *b)
 	return x->window < y->window ? -1 : x->window > y->window;
 }
 
-/* Whether all of the window can be one block: every page there, none merged, not too many zero pages (they would
- * each need a frame; as many as a huge page is worth are allowed). */
+/* Whether all of the window can be one block: every page there, none merged, not too many zero pages. */
 static bool block_possible(const struct plan *p, uint32_t window)
 {
 	const struct window *w = &p->windows[window];
@@ -40,7 +40,7 @@ static bool block_possible(const struct plan *p, uint32_t window)
 			return false;
 		zero += w->hashes[i] == PAGE_HASH_ZERO;
 	}
-	return zero <= p->limits.window_min_huge;
+	return zero <= p->limits.block_spare_max;
 }
 
 /* A block that the store has is left to the look-up of its pages. */
@@ -65,6 +65,27 @@ static bool same_hashes(const struct window *a, const struct window *b)
 	return true;
 }
 
+static int hash_order(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* Frames that would be spared if the block were merged page by page: for zero pages, and for contents that it holds
+ * more than once. */
+static uint32_t block_spare(const struct window *w)
+{
+	uint64_t hashes[PLAN_WINDOW_PAGES];
+	uint32_t spare = 0;
+
+	memcpy(hashes, w->hashes, sizeof(hashes));
+	qsort(hashes, PLAN_WINDOW_PAGES, sizeof(*hashes), hash_order);
+	for (uint32_t i = 0; i < PLAN_WINDOW_PAGES; i++)
+		spare += hashes[i] == PAGE_HASH_ZERO || (i > 0 && hashes[i] == hashes[i - 1]);
+	return spare;
+}
+
 int plan_blocks_find(struct plan *p)
 {
 	struct block *blocks = malloc((p->window_count + 1) * sizeof(*blocks));
@@ -82,11 +103,13 @@ int plan_blocks_find(struct plan *p)
 	qsort(blocks, count, sizeof(*blocks), block_order);
 	for (size_t first = 0, i; first < count; first = i) {
 		uint32_t leader = blocks[first].window;
+		bool pays = first + 1 < count && blocks[first + 1].hash == blocks[first].hash &&
+			    block_spare(&p->windows[leader]) <= p->limits.block_spare_max;
 
 		for (i = first + 1; i < count && blocks[i].hash == blocks[first].hash; i++) {
 			struct window *w = &p->windows[blocks[i].window];
 
-			if (!same_hashes(w, &p->windows[leader]))
+			if (!pays || !same_hashes(w, &p->windows[leader]))
 				continue;
 			w->block = p->windows[leader].block = leader;
 		}

@@ -11,6 +11,10 @@
 /* A run costs two VMAs of 192 bytes and its share of an anon_vma and of the VMA tree: 615 bytes measured, 172
  * more after a write. Rounded up: it also uses up two of the mappings that a VM may have. */
 #define RUN_COST_BYTES 1024u
+/* What else a window costs, for its rank only. A huge page is worth 64 small ones; an exchange takes about 25 us, in
+ * which KSM merges 3 pages. */
+#define HUGE_COST_BYTES (64 * PAGE_BYTES)
+#define EXCHANGE_COST_BYTES (8 * PAGE_BYTES)
 /* Score: saved bytes in sixteenths of the cost, so that it keeps four bits below one. */
 #define SCORE_UNIT 16u
 
@@ -150,13 +154,13 @@ static void windows_measure(struct plan *p, struct walk *walk)
 
 /* ---- order ---- */
 
-static uint32_t window_score(const struct plan *p, const struct window *w)
+static uint32_t window_score(const struct window *w)
 {
-	uint64_t cost = (uint64_t)p->limits.window_min_small * PAGE_BYTES + (uint64_t)w->runs * RUN_COST_BYTES;
+	uint64_t cost = EXCHANGE_COST_BYTES + (uint64_t)w->runs * RUN_COST_BYTES;
 
 	if (w->huge && !w->maps_huge)
-		cost += (uint64_t)p->limits.window_min_huge * PAGE_BYTES;
-	return (uint32_t)((uint64_t)w->gain * PAGE_BYTES * SCORE_UNIT / (cost + 1));
+		cost += HUGE_COST_BYTES;
+	return (uint32_t)((uint64_t)w->gain * PAGE_BYTES * SCORE_UNIT / cost);
 }
 
 static int ranked_order(const void *a, const void *b)
@@ -180,7 +184,7 @@ static int windows_rank(struct plan *p)
 	p->bytes += count * sizeof(*p->order);
 	for (uint32_t i = 0; i < p->window_count; i++)
 		if (p->windows[i].keep)
-			p->order[p->order_count++] = (struct ranked){ window_score(p, &p->windows[i]), i };
+			p->order[p->order_count++] = (struct ranked){ window_score(&p->windows[i]), i };
 	qsort(p->order, p->order_count, sizeof(*p->order), ranked_order);
 	return 0;
 }

@@ -174,6 +174,28 @@ static void test_exchange_huge_page_whole_partly_or_kept(void)
 	rig_free(&rig);
 }
 
+/* One page written into a block of zeroes must not bring back 2 MiB of them. */
+static void test_exchange_huge_zeroes_come_back_page_by_page(void)
+{
+	rig_new(&rig, (struct rig_how){ .huge = true });
+	if (!rig_huge(&rig, 0)) {
+		rig_free(&rig);
+		UNIT_SKIP("no huge pages");
+	}
+	for (size_t p = 0; p < 512; p++)
+		rig_fill(&rig, p, 0);
+	rig_run(&rig, 0, 512, EXCHANGE_ZERO);
+	CU_ASSERT_EQUAL(rig_merge(&rig, 0), 0);
+	CU_ASSERT_EQUAL(rig.runs[0].outcome, EXCHANGE_MERGED);
+	CU_ASSERT_EQUAL(exchange_counters(rig.x)->windows_huge, 1);
+	rig_fill(&rig, 300, 5);
+	CU_ASSERT_EQUAL(rig_huge(&rig, 0), 0);
+	CU_ASSERT_EQUAL(rig_flagged(&rig, (uint64_t)(uintptr_t)rig.ram, PAGE_IS_PRESENT) -
+				rig_flagged(&rig, (uint64_t)(uintptr_t)rig.ram, PAGE_IS_PFNZERO), 1);
+	RIG_CHECK(&rig);
+	rig_free(&rig);
+}
+
 static void test_exchange_short_pieces_left_alone(void)
 {
 	rig_new(&rig, (struct rig_how){ 0 });
@@ -1201,6 +1223,7 @@ int main(void)
 		{ "small_outcomes", test_exchange_small_pages_each_outcome },
 		{ "bad_input", test_exchange_bad_input_refused },
 		{ "huge", test_exchange_huge_page_whole_partly_or_kept },
+		{ "huge_zeroes", test_exchange_huge_zeroes_come_back_page_by_page },
 		{ "short_pieces", test_exchange_short_pieces_left_alone },
 		{ "R1_move_lies", test_exchange_move_lies_page_tables_believed },
 		{ "R1_blind", test_exchange_page_tables_unreadable_all_goes_back },

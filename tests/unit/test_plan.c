@@ -3,7 +3,7 @@
 
 #include "tests/unit/plan_world.h"
 
-#define LIMITS_NONE ((struct plan_limits){ 1, 1, 1, 1 })
+#define LIMITS_NONE ((struct plan_limits){ 1, 1, 1, 1, 0 })
 
 /* ---- random worlds ---- */
 
@@ -77,7 +77,7 @@ static void test_plan_random_worlds_save_all(void)
 
 static void test_plan_random_worlds_keep_limits(void)
 {
-	static const struct plan_limits limits[] = { { 64, 8, 1, 2 }, { 64, 8, 2, 4 }, { 300, 100, 3, 1 } };
+	static const struct plan_limits limits[] = { { 64, 8, 1, 2, 64 }, { 64, 8, 2, 4, 0 }, { 300, 100, 3, 1, 16 } };
 
 	for (size_t i = 0; i < ARRAY_SIZE(random_cases) * ARRAY_SIZE(limits); i++) {
 		const struct random_case *c = &random_cases[i / ARRAY_SIZE(limits)];
@@ -111,9 +111,9 @@ static void test_plan_identical_blocks_map_huge(void)
 	struct applied a;
 
 	world_new(&w, 3, 20 * PLAN_WINDOW_PAGES);
-	for (uint64_t i = 0; i < w.pages; i += 50) /* some zero pages, */
+	for (uint64_t i = 0; i < w.pages; i += 300) /* some zero pages, */
 		w.contents[0][i] = 0;
-	for (uint64_t i = 1; i < w.pages; i += 60) /* one content in many places, */
+	for (uint64_t i = 1; i < w.pages; i += 512) /* one content in many places, */
 		w.contents[0][i] = 77;
 	copy_windows(&w, 0, 5, 10); /* and blocks elsewhere in the others */
 	for (size_t v = 1; v < w.vms; v++) /* and pages outside that have the block's contents */
@@ -122,7 +122,7 @@ static void test_plan_identical_blocks_map_huge(void)
 	CU_ASSERT_PTR_NULL(a.wrong);
 	CU_ASSERT_EQUAL(a.totals.huge_windows, 15);
 	CU_ASSERT_EQUAL(a.need.block_frames, 5 * PLAN_WINDOW_PAGES);
-	CU_ASSERT_TRUE(a.totals.saved_pages >= 10 * PLAN_WINDOW_PAGES - 5 * 64);
+	CU_ASSERT_TRUE(a.totals.saved_pages >= 10 * PLAN_WINDOW_PAGES - 5 * 3);
 	a = world_plan(&w, PLAN_LIMITS_DEFAULT, 1); /* the same pages at other places in huge pages: no */
 	CU_ASSERT_PTR_NULL(a.wrong);
 	CU_ASSERT_EQUAL(a.totals.huge_windows, 0);
@@ -131,6 +131,39 @@ static void test_plan_identical_blocks_map_huge(void)
 	CU_ASSERT_PTR_NULL(a.wrong);
 	CU_ASSERT_EQUAL(a.totals.huge_windows, 0);
 	world_free(&w);
+}
+
+/* Each block holds one content `twice + 1` times, and `zero` zero pages. */
+static void test_plan_wasteful_blocks_merged_by_page(void)
+{
+	static const struct {
+		const char *what;
+		uint64_t twice, zero;
+		bool huge;
+	} cases[] = {
+		{ "just not too many", 1, 1, true },
+		{ "one more copy", 2, 1, false },
+		{ "one more zero page", 1, 2, false },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		uint64_t spare = cases[i].twice + cases[i].zero;
+		struct applied a;
+		struct world w;
+
+		world_new(&w, 2, 4 * PLAN_WINDOW_PAGES);
+		for (uint64_t k = 0; k <= cases[i].twice; k++)
+			w.contents[0][3 + 20 * k] = 77;
+		for (uint64_t k = 0; k < cases[i].zero; k++)
+			w.contents[0][8 + 20 * k] = 0;
+		copy_windows(&w, 0, 1, 2);
+		a = world_plan(&w, PLAN_LIMITS_DEFAULT, 0);
+		CU_ASSERT_PTR_NULL(a.wrong);
+		UNIT_CASE(cases[i].what, a.totals.huge_windows == (cases[i].huge ? 2 : 0));
+		UNIT_CASE(cases[i].what,
+			  a.totals.saved_pages == PLAN_WINDOW_PAGES + (cases[i].huge ? 0 : spare));
+		world_free(&w);
+	}
 }
 
 static void test_plan_known_blocks_map_huge(void)
@@ -191,10 +224,17 @@ static void test_plan_poor_windows_left_alone(void)
 			unit_must(w.huge[v], "calloc");
 			*w.huge[v] = huge ? all : none;
 		}
-		a = world_plan(&w, PLAN_LIMITS_DEFAULT, 0);
+		a = world_plan(&w, (struct plan_limits){ 64, 8, 1, 2, 16 }, 0);
 		CU_ASSERT_PTR_NULL(a.wrong);
 		CU_ASSERT_EQUAL(a.totals.saved_pages, huge ? 64 + 64 : 63 + 64 + 64);
 		CU_ASSERT_EQUAL(a.totals.windows, huge ? 3 : 5);
+		/* By default: hardly any. */
+		memcpy(w.contents[1] + 1024, w.contents[0] + 1024, 7 * sizeof(uint64_t));
+		memcpy(w.contents[0] + 2000, w.contents[1] + 500, 3 * sizeof(uint64_t));
+		a = world_plan(&w, PLAN_LIMITS_DEFAULT, 0);
+		CU_ASSERT_PTR_NULL(a.wrong);
+		CU_ASSERT_EQUAL(a.totals.saved_pages, 63 + 64 + 7 + 64 + (huge ? 0 : 3));
+		CU_ASSERT_EQUAL(a.totals.windows, huge ? 7 : 8);
 		world_free(&w);
 	}
 }
@@ -258,7 +298,7 @@ static void test_plan_bad_input_refused(void)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-		struct plan_input in = { cases[i].ranges, 2, vms, 2, { 1, 1, cases[i].run_min, 1 }, NULL };
+		struct plan_input in = { cases[i].ranges, 2, vms, 2, { 1, 1, cases[i].run_min, 1, 0 }, NULL };
 		struct join_ref strange[2] = { { 7, 1 }, { 0, 4 } }; /* pages of nobody */
 		struct plan *p = NULL;
 		struct plan_need need;
@@ -299,6 +339,7 @@ int main(void)
 		{ "random_all", test_plan_random_worlds_save_all },
 		{ "random_limits", test_plan_random_worlds_keep_limits },
 		{ "blocks", test_plan_identical_blocks_map_huge },
+		{ "wasteful_blocks", test_plan_wasteful_blocks_merged_by_page },
 		{ "known_blocks", test_plan_known_blocks_map_huge },
 		{ "runs", test_plan_runs_are_long },
 		{ "poor_windows", test_plan_poor_windows_left_alone },
