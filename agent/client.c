@@ -378,7 +378,7 @@ int memvirt_agent_discard(struct memvirt_agent *a, void *addr, size_t len)
 	if (err < 0)
 		return err;
 	merged = exchange_merged_pages(a->x, addr, len);
-	err = exchange_make_anonymous(a->x, addr, len);
+	err = exchange_discard(a->x, addr, len); /* nothing of it is needed: one mapping again, not pieces */
 	/* The real call under the same lock: in a window it would discard nothing, and the old bytes come back. */
 	if (err == 0 && syscall(SYS_madvise, addr, len, MADV_DONTNEED) < 0)
 		err = -errno;
