@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "ept/pagestate.h"
 #include "ksmd/frame_index.h"
+#include "ksmd/page_hash.h"
 #include "ksmd/pass_internal.h"
 #include "ksmd/plan.h"
 #include "ksmd/store.h"
@@ -262,11 +263,14 @@ static void answers_take(struct round *o, struct lane *lane, unsigned left)
 
 /* ---- windows ---- */
 
-/* Fills the frames that this window is the first to use, and makes them known. */
-static int window_fill(struct round *o, const struct plan *plan, const struct plan_window *w)
+/* Fills the frames that this window is the first to use, and makes them known: by what they hold, which is not what
+ * was planned if the guest has written since. Under the planned hash such a frame would be taken for ever for a
+ * content that it does not hold, and that content would never be merged again. */
+static int window_fill(struct round *o, const struct plan_window *w)
 {
 	struct store_piece pieces[PLAN_WINDOW_PAGES];
 	const struct agent_peer *peer = o->lanes[w->vm].vm->peer;
+	const uint64_t seed = o->lanes[w->vm].vm->table->seed;
 	struct remap *r = o->r;
 	size_t done = 0;
 	int error;
@@ -282,7 +286,8 @@ static int window_fill(struct round *o, const struct plan *plan, const struct pl
 	for (uint32_t i = 0; i < w->fill_count; i++) {
 		error = store_publish(r->store, w->fills[i].frame, w->fills[i].pages);
 		for (uint32_t k = 0; error == 0 && k < w->fills[i].pages; k++)
-			error = frame_index_put(r->index, plan_page_hash(plan, w->vm, w->fills[i].page + k),
+			error = frame_index_put(r->index,
+						page_hash(store_frame(r->store, w->fills[i].frame + k), seed),
 						w->fills[i].frame + k);
 		if (error < 0)
 			return error;
@@ -311,7 +316,7 @@ static size_t window_runs(struct round *o, const struct plan_window *w, uint64_t
 	return s->count;
 }
 
-static void window_send(struct round *o, const struct plan *plan, const struct plan_window *w)
+static void window_send(struct round *o, const struct plan_window *w)
 {
 	struct lane *lane = &o->lanes[w->vm];
 	uint64_t window = page_hva(o, w->vm, w->page) / HUGE_BYTES * HUGE_BYTES;
@@ -320,7 +325,7 @@ static void window_send(struct round *o, const struct plan *plan, const struct p
 
 	if (lane->result.broken)
 		return;
-	r = window_fill(o, plan, w);
+	r = window_fill(o, w);
 	if (r < 0)
 		log_debug("window 0x%llx: frames not filled: %s", (unsigned long long)window, strerror(-r));
 	answers_take(o, lane, AGENT_PEER_OUTSTANDING - 1);
@@ -396,7 +401,7 @@ static int windows_run(struct round *o, struct plan *plan)
 	}
 	r = frames_allocate(o, &need, plan, &blocks, &frames);
 	while (r == 0 && plan_next(plan, w) == 1)
-		window_send(o, plan, w);
+		window_send(o, w);
 	for (size_t i = 0; i < o->count; i++)
 		answers_take(o, &o->lanes[i], 0);
 	/* What was allocated and came to no use. */
