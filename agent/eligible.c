@@ -86,9 +86,13 @@ int eligible_check(uint64_t addr, size_t len, bool registered, struct ram_attrs 
 		return -errno;
 	while (covered < addr + len && getline(&line, &cap, f) > 0) {
 		struct ram_attrs one = { 0 };
+		struct vma next;
 
-		if (sscanf(line, "%lx-%lx %4s %*x %*s %lu", &v.start, &v.end, v.perms, &v.inode) == 4)
+		/* Not into v: the A of "AnonHugePages:" is a number, too. */
+		if (sscanf(line, "%lx-%lx %4s %*x %*s %lu", &next.start, &next.end, next.perms, &next.inode) == 4) {
+			v = next;
 			continue;
+		}
 		if (strncmp(line, "VmFlags:", 8) != 0 || v.end <= covered)
 			continue;
 		if (v.start > covered)
