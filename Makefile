@@ -185,7 +185,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libmemvirt.a
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
 
-$(BUILD)/tests/test_agent: $(AGENT_OBJ)
+$(BUILD)/tests/test_agent $(BUILD)/tests/test_agent_life: $(AGENT_OBJ)
 $(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)
 $(BUILD)/tests/unit/test_exchange.o: CPPFLAGS += -DEXCHANGE_HOOKS
 

@@ -2,54 +2,80 @@
 #include "agent/client_internal.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include "agent/uffd.h"
 #include "core/cleanup.h"
 
-#ifndef MFD_NOEXEC_SEAL /* Linux 6.3 */
-#define MFD_NOEXEC_SEAL 0x0008U
-#endif
-
 #define PAGE WINDOW_PAGE_BYTES
-#define SEND_TIMEOUT_S 1 /* a daemon that does not read for so long is as good as gone */
 #define STACK_BYTES (256u * 1024) /* exchange_merge() needs a few KiB; mlockall would lock all of it */
 
 _Static_assert(AGENT_SLOTS_MAX == EXCHANGE_SLOTS_MAX, "slots");
 _Static_assert(AGENT_WINDOW_PAGES == WINDOW_PAGES, "windows");
 _Static_assert(sizeof(struct exchange_journal) <= PAGE, "the journal is one page");
 
-/* The agent of this process, for fork(). The guard is held for attach, detach, slots and fork; never by the thread. */
-static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
-static sigset_t guard_mask; /* of its holder: a handler that forks would wait for itself */
-static struct memvirt_agent *active;
+/* ---- the guard ---- */
 
-static void guard_lock(void)
+static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
+static sigset_t guard_mask; /* of its holder: a handler that forks or discards would wait for itself */
+static int guard_cancel;
+static struct memvirt_agent *active; /* the agent of this process */
+
+void client_guard_lock(void)
 {
 	sigset_t all, old;
+	int cancel;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	pthread_mutex_lock(&guard);
 	guard_mask = old;
+	guard_cancel = cancel;
 }
 
-static void guard_unlock(void)
+void client_guard_unlock(void)
 {
 	sigset_t old = guard_mask;
+	int cancel = guard_cancel;
 
 	pthread_mutex_unlock(&guard);
+	pthread_setcancelstate(cancel, NULL);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+/* The exchange's lock fails only when nothing can be merged any more; the call goes ahead without it then. */
+static struct exchange *ram_locked; /* with the guard held: which lock is */
+
+struct memvirt_agent *client_ram_lock(void)
+{
+	client_guard_lock();
+	ram_locked = active && active->x && exchange_lock(active->x) == 0 ? active->x : NULL;
+	return active;
+}
+
+void client_ram_unlock(struct memvirt_agent *a)
+{
+	(void)a;
+	if (ram_locked)
+		exchange_unlock(ram_locked);
+	ram_locked = NULL;
+	client_guard_unlock();
+}
+
+void client_wake(struct memvirt_agent *a)
+{
+	const uint64_t one = 1;
+
+	/* Cannot block: the counter would have to be near 2^64. A forked child has no thread to wake. */
+	if (a->wake >= 0)
+		(void)!write(a->wake, &one, sizeof(one));
 }
 
 /* ---- the thread ---- */
@@ -64,7 +90,7 @@ static int thread_start(struct memvirt_agent *a)
 		return -err;
 	err = pthread_attr_setstacksize(&attr, STACK_BYTES);
 	if (err == 0)
-		err = pthread_create(&a->thread, &attr, client_serve, a);
+		err = pthread_create(&a->thread, &attr, client_thread, a);
 	pthread_attr_destroy(&attr);
 	a->thread_runs = err == 0;
 	return -err;
@@ -72,18 +98,19 @@ static int thread_start(struct memvirt_agent *a)
 
 /* ---- fork ---- */
 
+/* The guard first: no descriptor or slot is half made. Then the exchange: no window is open while memory is copied (R6). */
 static void fork_prepare(void)
 {
-	guard_lock();
-	if (active)
-		exchange_fork_prepare(active->x); /* no window is open while memory is copied (R6) */
+	client_guard_lock();
+	if (active && active->x)
+		exchange_fork_prepare(active->x);
 }
 
 static void fork_parent(void)
 {
-	if (active)
+	if (active && active->x)
 		exchange_fork_parent(active->x);
-	guard_unlock();
+	client_guard_unlock();
 }
 
 /* The connection, the userfaultfd and the journal are the parent's. Only close() is called: a shutdown would end
@@ -93,7 +120,8 @@ static void fork_child(void)
 	struct memvirt_agent *a = active;
 
 	if (a) {
-		exchange_fork_child(a->x);
+		if (a->x)
+			exchange_fork_child(a->x);
 		atomic_store(&a->ended, "this is a forked child");
 		a->child = true;
 		a->thread_runs = false;
@@ -102,10 +130,12 @@ static void fork_child(void)
 		cleanup_close(&a->sock);
 		cleanup_close(&a->uffd);
 		cleanup_close(&a->journal_fd);
+		cleanup_close(&a->wake);
 		cleanup_close(&a->store.fd);
-		a->sock = a->uffd = a->journal_fd = a->store.fd = -1;
+		a->sock = a->uffd = a->journal_fd = a->wake = a->store.fd = -1;
+		client_ram_untold(a);
 	}
-	guard_unlock();
+	client_guard_unlock();
 }
 
 static int fork_watch(void)
@@ -119,119 +149,22 @@ static int fork_watch(void)
 
 /* ---- attach and detach ---- */
 
-/* Who gets our userfaultfd has power over our memory: only root, or ourselves, who have it anyway. */
-static int peer_check(int sock)
-{
-	struct ucred peer;
-	socklen_t len = sizeof(peer);
-
-	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
-		return -errno;
-	return peer.uid == 0 || peer.uid == geteuid() ? 0 : -EPERM;
-}
-
-static int daemon_connect(const char *path, const char **ret_why)
-{
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	struct timeval timeout = { .tv_sec = SEND_TIMEOUT_S };
-	auto_close int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	size_t len = strlen(path);
-	int err;
-
-	*ret_why = "there is no socket to be had";
-	if (sock < 0 || setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0)
-		return -errno;
-	*ret_why = "the path of the daemon's socket is empty or too long";
-	if (len == 0 || len >= sizeof(addr.sun_path))
-		return -ENAMETOOLONG;
-	memcpy(addr.sun_path, path, len);
-	*ret_why = "the daemon cannot be reached";
-	if (connect(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0)
-		return -errno;
-	*ret_why = "the daemon's socket belongs to another user";
-	err = peer_check(sock);
-	return err < 0 ? err : take_fd(sock);
-}
-
-/* Sealed, or the daemon could make it shorter and the next step of an exchange end in SIGBUS. */
-static int journal_open(struct memvirt_agent *a)
-{
-	void *map;
-
-	a->journal_fd = memfd_create("memvirt-journal", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-	if (a->journal_fd < 0 || ftruncate(a->journal_fd, (off_t)PAGE) < 0 ||
-	    fcntl(a->journal_fd, F_ADD_SEALS, CLIENT_SEALS | F_SEAL_SEAL) < 0)
-		return -errno;
-	map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, a->journal_fd, 0);
-	if (map == MAP_FAILED)
-		return -errno;
-	a->journal = map;
-	return madvise(map, PAGE, MADV_DONTFORK) < 0 ? -errno : 0;
-}
-
-static int hello(const struct memvirt_agent *a)
-{
-	const struct agent_hello h = { .header.type = AGENT_HELLO,
-				       .version = AGENT_PROTOCOL_VERSION,
-				       .flags = AGENT_CAN_REMAP };
-	const int fds[] = { a->uffd, a->journal_fd };
-
-	return packet_send(a->sock, &h, sizeof(h), fds, ARRAY_SIZE(fds));
-}
-
-/* Takes agents that are half built. Merged memory stays as it is. */
+/* Takes agents that are half built, without a thread. Merged memory stays as it is. */
 static void agent_free(struct memvirt_agent *a)
 {
-	if (a->thread_runs) {
-		client_end(a, "detached");
-		pthread_join(a->thread, NULL);
-	}
+	client_store_drop(a);
 	exchange_free(a->x);
-	if (a->store.map)
-		munmap((void *)(uintptr_t)a->store.map, a->store.frames * PAGE);
 	if (a->journal)
 		munmap(a->journal, PAGE);
-	cleanup_close(&a->store.fd);
 	cleanup_close(&a->journal_fd);
 	cleanup_close(&a->uffd);
 	cleanup_close(&a->sock);
+	cleanup_close(&a->wake);
+	free(a->path);
 	free(a);
 }
 
-static int agent_open(struct memvirt_agent *a, const char *path, const char **ret_why)
-{
-	int err = fork_watch();
-
-	*ret_why = "fork() cannot be watched";
-	if (err < 0)
-		return err;
-	a->sock = daemon_connect(path, ret_why);
-	if (a->sock < 0)
-		return a->sock;
-	*ret_why = "userfaultfd is not allowed (access to /dev/userfaultfd or CAP_SYS_PTRACE), or too old (Linux 6.8)";
-	a->uffd = uffd_open();
-	if (a->uffd < 0)
-		return a->uffd;
-	err = uffd_probe(a->uffd, ret_why);
-	if (err < 0)
-		return err;
-	*ret_why = "the journal cannot be made";
-	err = journal_open(a);
-	if (err < 0)
-		return err;
-	*ret_why = "the exchange cannot be set up";
-	err = exchange_new(a->uffd, a->journal, &a->x);
-	if (err < 0)
-		return err;
-	*ret_why = "the daemon does not answer";
-	err = hello(a);
-	if (err < 0)
-		return err;
-	*ret_why = "no thread can be started";
-	return thread_start(a);
-}
-
-static int attach_guarded(const char *path, struct memvirt_agent **ret_agent, const char **ret_why)
+static int agent_new(const char *path, struct memvirt_agent **ret_agent, const char **ret_why)
 {
 	struct memvirt_agent *a;
 	int err;
@@ -239,17 +172,45 @@ static int attach_guarded(const char *path, struct memvirt_agent **ret_agent, co
 	*ret_why = "this process has an agent already";
 	if (active)
 		return -EBUSY;
+	*ret_why = "fork() cannot be watched";
+	err = fork_watch();
+	if (err < 0)
+		return err;
 	*ret_why = "no memory";
 	a = calloc(1, sizeof(*a));
 	if (!a)
 		return -ENOMEM;
 	a->sock = a->uffd = a->journal_fd = a->store.fd = -1;
-	err = agent_open(a, path, ret_why);
+	a->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	a->path = strdup(path);
+	if (a->wake < 0 || !a->path) {
+		agent_free(a);
+		return -ENOMEM;
+	}
+	*ret_agent = a;
+	return 0;
+}
+
+static int attach_guarded(const char *path, struct memvirt_agent **ret_agent, const char **ret_why)
+{
+	struct memvirt_agent *a;
+	const char *why;
+	int err = agent_new(path, &a, ret_why);
+
+	if (err < 0)
+		return err;
+	err = client_connect(a, true, &why);
+	if (err == 0) {
+		*ret_why = "no thread can be started";
+		err = thread_start(a);
+	} else {
+		*ret_why = why;
+	}
 	if (err < 0) {
 		agent_free(a);
 		return err;
 	}
-	*ret_why = "";
+	*ret_why = why;
 	*ret_agent = active = a;
 	return 0;
 }
@@ -258,21 +219,52 @@ int memvirt_agent_attach(const char *socket_path, struct memvirt_agent **ret_age
 {
 	int err;
 
-	guard_lock();
+	client_guard_lock();
 	err = attach_guarded(socket_path, ret_agent, ret_why);
-	guard_unlock();
+	client_guard_unlock();
 	return err;
+}
+
+int client_start(const char *path, struct memvirt_agent **ret_agent)
+{
+	struct memvirt_agent *a;
+	const char *why;
+	int err = agent_new(path, &a, &why);
+
+	if (err < 0)
+		return err;
+	a->prints = true;
+	atomic_store(&a->ended, "not connected yet");
+	err = thread_start(a);
+	if (err < 0) {
+		agent_free(a);
+		return err;
+	}
+	*ret_agent = active = a;
+	return 0;
 }
 
 struct memvirt_agent *memvirt_agent_detach(struct memvirt_agent *a)
 {
+	bool runs;
+
 	if (!a)
 		return NULL;
-	/* A fork waits for the guard, so the thread has ended its window, and itself, before any memory is copied. */
-	guard_lock();
+	client_guard_lock();
+	runs = a->thread_runs;
+	atomic_store(&a->stop, true);
+	if (runs && a->sock >= 0)
+		shutdown(a->sock, SHUT_RDWR); /* it may be sending */
+	client_wake(a);
+	client_guard_unlock();
+	/* Without the guard, for the thread takes it. Still the active one: a fork waits for its window to end. */
+	if (runs)
+		pthread_join(a->thread, NULL);
+	client_guard_lock();
 	active = NULL;
+	client_ram_clear();
 	agent_free(a);
-	guard_unlock();
+	client_guard_unlock();
 	return NULL;
 }
 
@@ -283,108 +275,56 @@ const char *memvirt_agent_ended(const struct memvirt_agent *a)
 
 /* ---- slots ---- */
 
-static struct agent_slot *slot_at(struct memvirt_agent *a, uint64_t hva, uint64_t bytes)
-{
-	for (unsigned i = 0; i < AGENT_SLOTS_MAX; i++) {
-		struct agent_slot *s = &a->slots[i];
-
-		if (bytes == 0 ? s->bytes == 0 : s->bytes != 0 && s->hva == hva)
-			return s;
-	}
-	return NULL;
-}
-
-static int slot_send(struct memvirt_agent *a, uint16_t type, const struct agent_slot *s)
-{
-	const struct agent_slot slot = { .header.type = type, .hva = s->hva, .bytes = s->bytes, .flags = AGENT_CAN_REMAP };
-	const struct agent_range range = { .header.type = type, .hva = s->hva, .bytes = s->bytes };
-	int err = type == AGENT_SLOT ? packet_send(a->sock, &slot, sizeof(slot), NULL, 0) :
-				       packet_send(a->sock, &range, sizeof(range), NULL, 0);
-
-	if (err < 0)
-		client_end(a, "the daemon is gone");
-	return err;
-}
-
 static int add_slot_guarded(struct memvirt_agent *a, void *addr, size_t len, const char **ret_why)
 {
-	struct agent_slot slot = { .hva = (uint64_t)(uintptr_t)addr, .bytes = len };
-	struct agent_slot *room;
+	struct ram *r;
 	int err;
 
-	*ret_why = memvirt_agent_ended(a);
-	if (*ret_why)
+	*ret_why = "this is a forked child";
+	if (a->child)
 		return -ENOTCONN;
-	err = exchange_slot_add(a->x, addr, len, false, ret_why);
+	err = client_ram_add(a, (uint64_t)(uintptr_t)addr, len, 0, &r, ret_why);
 	if (err < 0)
 		return err;
-	room = slot_at(a, 0, 0); /* as many as the exchange has */
-	*ret_why = "the daemon is gone";
-	if (!room || slot_send(a, AGENT_SLOT, &slot) < 0) {
-		exchange_slot_remove(a->x, addr);
-		return -ENOTCONN;
-	}
-	*room = slot;
-	*ret_why = "";
-	return 0;
+	err = client_ram_judge(a, r, ret_why);
+	if (err == 0)
+		client_wake(a);
+	return err;
 }
 
 int memvirt_agent_add_slot(struct memvirt_agent *a, void *addr, size_t len, const char **ret_why)
 {
 	int err;
 
-	guard_lock();
+	client_guard_lock();
 	err = add_slot_guarded(a, addr, len, ret_why);
-	guard_unlock();
+	client_guard_unlock();
 	return err;
-}
-
-static int remove_slot_guarded(struct memvirt_agent *a, void *addr)
-{
-	struct agent_slot *s = slot_at(a, (uint64_t)(uintptr_t)addr, 1);
-	int err;
-
-	if (!s)
-		return -ENOENT;
-	err = exchange_slot_remove(a->x, addr); /* waits for the window that may be open in it */
-	if (err < 0)
-		return err;
-	if (!memvirt_agent_ended(a))
-		slot_send(a, AGENT_UNSLOT, s);
-	memset(s, 0, sizeof(*s));
-	return 0;
 }
 
 int memvirt_agent_remove_slot(struct memvirt_agent *a, void *addr)
 {
-	int err;
+	uint64_t at = (uint64_t)(uintptr_t)addr;
+	struct ram *r;
 
-	guard_lock();
-	err = remove_slot_guarded(a, addr);
-	guard_unlock();
-	return err;
+	client_ram_lock(); /* waits for the window that may be open in it */
+	r = client_ram_at(a, at);
+	if (r && r->start != at)
+		r = NULL;
+	if (r)
+		client_ram_remove(a, r);
+	client_ram_unlock(a);
+	return r ? 0 : -ENOENT;
 }
 
 /* ---- discarding ---- */
 
 int memvirt_agent_discard(struct memvirt_agent *a, void *addr, size_t len)
 {
-	struct agent_range released = { .header.type = AGENT_RELEASED,
-					   .hva = (uint64_t)(uintptr_t)addr,
-					   .bytes = len };
-	size_t merged;
-	int err = exchange_lock(a->x);
+	int err;
 
-	if (err < 0)
-		return err;
-	merged = exchange_merged_pages(a->x, addr, len);
-	err = exchange_discard(a->x, addr, len); /* nothing of it is needed: one mapping again, not pieces */
-	/* The real call under the same lock: in a window it would discard nothing, and the old bytes come back. */
-	if (err == 0 && syscall(SYS_madvise, addr, len, MADV_DONTNEED) < 0)
-		err = -errno;
-	exchange_unlock(a->x);
-	if (merged > 0 && err == 0 && !memvirt_agent_ended(a) &&
-	    packet_send(a->sock, &released, sizeof(released), NULL, 0) < 0)
-		client_end(a, "the daemon is gone");
+	client_ram_lock();
+	err = client_ram_discard(a, (uint64_t)(uintptr_t)addr, len, MADV_DONTNEED);
+	client_ram_unlock(a);
 	return err;
 }

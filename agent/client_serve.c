@@ -1,10 +1,11 @@
-/* The agent's thread: it merges what the daemon asks for.
+/* What the daemon asks for: merging, and marking for the kernel's scanner.
  *
  * What a daemon sends cannot reach memory that is not guest RAM, nor make it hold other bytes than before:
  *
  * packet_check()     lengths, counts and fields of a packet, before anybody looks at it;
  * store_refuse()     the store is memory that cannot shrink under the mapping (no SIGBUS) and that this process
  *                    cannot write;
+ * hint_mark()        stretches within one slot that the daemon was told of; marking changes no byte;
  * exchange_merge()   window_check() and runs_check() in exchange_plan.c: the window's pages must lie in one slot that
  *                    the VMM itself has added, and the frames in the store. No address but the window comes from
  *                    the daemon, and the store goes to an address that the kernel chooses.
@@ -21,12 +22,13 @@
 #include <linux/magic.h>
 #include <stdint.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include "agent/eligible.h"
 #include "core/cleanup.h"
+#include "core/clock.h"
 
 /* The wire's outcomes are the exchange's. */
 _Static_assert((int)AGENT_RUN_MERGED == (int)EXCHANGE_MERGED && (int)AGENT_RUN_UNEQUAL == (int)EXCHANGE_UNEQUAL &&
@@ -35,14 +37,7 @@ _Static_assert((int)AGENT_RUN_MERGED == (int)EXCHANGE_MERGED && (int)AGENT_RUN_U
 	       "enum agent_outcome");
 
 #define PAGE WINDOW_PAGE_BYTES
-
-void client_end(struct memvirt_agent *a, const char *why)
-{
-	const char *none = NULL;
-
-	if (atomic_compare_exchange_strong(&a->ended, &none, why))
-		shutdown(a->sock, SHUT_RDWR);
-}
+#define CHECK_NS NSEC_PER_SEC
 
 /* Why not this store; NULL if it will do. Seals first: only memfds answer, and no other file system is asked anything
  * that it could take its time for. Huge pages of hugetlbfs cannot be mapped in pieces. Writable would be R11's loss:
@@ -105,6 +100,14 @@ static const char *store_take(struct memvirt_agent *a, struct packet *p)
 	return NULL;
 }
 
+void client_store_drop(struct memvirt_agent *a)
+{
+	if (a->store.map)
+		munmap((void *)(uintptr_t)a->store.map, a->store.frames * PAGE);
+	cleanup_close(&a->store.fd);
+	a->store = (struct exchange_store){ .fd = -1 };
+}
+
 static int answer(struct memvirt_agent *a, const struct agent_merge *m, int err, uint64_t stall_ns)
 {
 	struct agent_merged *reply = packet_merged(&a->out);
@@ -125,15 +128,29 @@ static int answer(struct memvirt_agent *a, const struct agent_merge *m, int err,
 	return packet_send(a->sock, reply, sizeof(*reply) + count * sizeof(reply->results[0]), NULL, 0);
 }
 
+/* R13: not while a debugger looks. Once a second, for it reads a file. */
+static int process_check(struct memvirt_agent *a)
+{
+	const char *why;
+
+	if (a->checked_ns == 0 || clock_mono_ns() - a->checked_ns > CHECK_NS) {
+		a->unfit = eligible_process(&why);
+		a->checked_ns = clock_mono_ns();
+	}
+	return a->unfit;
+}
+
 static const char *merge(struct memvirt_agent *a, const struct agent_merge *m)
 {
 	const struct exchange_options opt = { .min_pages_huge = m->min_pages_huge,
 					      .min_pages = m->min_pages,
 					      .min_piece = m->min_piece };
-	const struct exchange_counters *counters = exchange_counters(a->x);
-	uint64_t stall_ns = counters->stall_ns;
+	const struct exchange_counters *counters = a->x ? exchange_counters(a->x) : NULL;
+	uint64_t stall_ns = counters ? counters->stall_ns : 0;
 	int err;
 
+	if (a->no_x)
+		return "the daemon asked for merging, which was ruled out";
 	if (!a->store.map)
 		return "the daemon asked for merging before it sent its store";
 	for (unsigned i = 0; i < m->header.count; i++) {
@@ -147,11 +164,69 @@ static const char *merge(struct memvirt_agent *a, const struct agent_merge *m)
 						    .pages = r->pages,
 						    .frame = zero ? EXCHANGE_ZERO : r->frame };
 	}
-	err = exchange_merge(a->x, m->window, &a->store, a->runs, m->header.count, &opt);
+	err = process_check(a);
+	if (err == 0)
+		err = exchange_merge(a->x, m->window, &a->store, a->runs, m->header.count, &opt);
 	if (answer(a, m, err, counters->stall_ns - stall_ns) < 0)
 		return "the daemon is gone";
 	return NULL;
 }
+
+/* ---- hints ---- */
+
+/* Marks [at, end) but for what the exchange has merged: that is a mapping of the store, with nothing left to gain. With
+ * both locks held, so that the VMM cannot put other memory there. Adds to *pages. */
+static int stretch_mark(struct memvirt_agent *a, uint64_t at, uint64_t end, uint32_t *pages)
+{
+	bool some = a->x && exchange_merged_pages(a->x, (void *)(uintptr_t)at, end - at) > 0;
+	int err = 0;
+
+	while (at < end) {
+		uint64_t to = some ? at : end;
+
+		while (to < end && exchange_merged_pages(a->x, (void *)(uintptr_t)to, PAGE) == 0)
+			to += PAGE;
+		if (to > at && madvise((void *)(uintptr_t)at, to - at, MADV_MERGEABLE) < 0)
+			err = err < 0 ? err : -errno;
+		else
+			*pages += (uint32_t)((to - at) / PAGE);
+		at = to;
+		while (some && at < end && exchange_merged_pages(a->x, (void *)(uintptr_t)at, PAGE) > 0)
+			at += PAGE;
+	}
+	return err;
+}
+
+static int hint_mark(struct memvirt_agent *a, const struct agent_hint *h, uint32_t *pages)
+{
+	uint64_t end = h->hva + h->pages * PAGE;
+	const struct ram *r;
+	int err = -EINVAL;
+
+	/* Anew for each: marking may be slow, and the VMM's own calls wait for it. */
+	client_ram_lock();
+	r = client_ram_at(a, h->hva);
+	if (r && end <= r->end && r->state == RAM_TOLD)
+		err = stretch_mark(a, h->hva, end, pages);
+	client_ram_unlock(a);
+	return err;
+}
+
+static const char *hints_mark(struct memvirt_agent *a, const struct agent_hints *h)
+{
+	struct agent_hinted reply = {
+		.header = { .type = AGENT_HINTED, .sequence = h->header.sequence },
+	};
+
+	for (unsigned i = 0; i < h->header.count; i++) {
+		int err = hint_mark(a, &h->hints[i], &reply.pages);
+
+		reply.error = reply.error < 0 ? reply.error : err;
+	}
+	return packet_send(a->sock, &reply, sizeof(reply), NULL, 0) < 0 ? "the daemon is gone" : NULL;
+}
+
+/* ---- one packet ---- */
 
 static const char *receive_why(int err)
 {
@@ -166,31 +241,21 @@ static const char *receive_why(int err)
 	}
 }
 
-/* NULL: go on. */
-static const char *serve_one(struct memvirt_agent *a)
+const char *client_serve_one(struct memvirt_agent *a)
 {
 	const char *why = "the daemon sent what only agents send";
-	int err = packet_receive(a->sock, &a->in, 0);
+	int err = packet_receive(a->sock, &a->in, MSG_DONTWAIT);
 
+	if (err == -EAGAIN)
+		return NULL;
 	if (err < 0)
 		return receive_why(err);
 	if (a->in.header.type == AGENT_STORE)
 		why = store_take(a, &a->in);
 	else if (a->in.header.type == AGENT_MERGE)
 		why = merge(a, packet_merge(&a->in));
+	else if (a->in.header.type == AGENT_HINT)
+		why = hints_mark(a, packet_hints(&a->in));
 	packet_close(&a->in);
 	return why;
-}
-
-void *client_serve(void *arg)
-{
-	struct memvirt_agent *a = arg;
-	const char *why;
-
-	prctl(PR_SET_NAME, "memvirt-agent");
-	do {
-		why = serve_one(a);
-	} while (!why);
-	client_end(a, why);
-	return NULL;
 }

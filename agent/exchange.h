@@ -118,6 +118,12 @@ struct exchange *exchange_free(struct exchange *x); /* NULL ok; gives NULL; merg
  * wp: the caller registered it for asynchronous write protection on the same userfaultfd. Not for the window. */
 int exchange_slot_add(struct exchange *x, void *addr, size_t len, bool wp, const char **ret_why);
 int exchange_slot_remove(struct exchange *x, void *addr);
+/* With the lock held. _drop: as exchange_slot_remove(). _close: no page of the slot at addr is merged from now on;
+ * what is merged stays so, and is known for discards. _advise: the caller has just given [addr, addr+len) this MADV_
+ * advice, which new mappings must get as well; -EOPNOTSUPP: its slot does not have the same advice everywhere now. */
+int exchange_slot_drop(struct exchange *x, const void *addr);
+int exchange_slot_close(struct exchange *x, const void *addr, bool closed);
+int exchange_slot_advise(struct exchange *x, const void *addr, size_t len, int advice);
 
 /* Merges runs, ascending and without overlap, within the window at `window` (2 MiB aligned, clipped to its slot).
  * 0: every run has its result. -EINVAL: runs, window or store do not fit. -ENOSPC: the mapping budget is used up.

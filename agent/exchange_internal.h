@@ -14,6 +14,7 @@
 struct slot {
 	uint64_t start, end; /* end 0: free */
 	bool wp;
+	bool closed; /* nothing is merged in it; what is merged stays, and can be discarded */
 	struct ram_attrs attrs;
 	/* A bit per page: a mapping of a store is, or may be, over it. Set before the mapping is made and cleared
 	 * after it is gone: a page that is wrongly set costs a merge, one wrongly clear would show store bytes

@@ -33,7 +33,7 @@ int window_check(struct exchange *x, struct window *w, const struct exchange_sto
 	if (w->addr % WINDOW_BYTES != 0 || runs[0].first >= WINDOW_PAGES)
 		return -EINVAL;
 	w->slot = slot_find(x, window_at(w, runs[0].first));
-	if (!w->slot)
+	if (!w->slot || w->slot->closed)
 		return -EINVAL;
 	w->lo = w->slot->start > w->addr ? (unsigned)((w->slot->start - w->addr) / WINDOW_PAGE_BYTES) : 0;
 	w->hi = w->slot->end < w->addr + WINDOW_BYTES ?

@@ -235,20 +235,83 @@ int exchange_slot_add(struct exchange *x, void *addr, size_t len, bool wp, const
 	return err;
 }
 
+int exchange_slot_drop(struct exchange *x, const void *addr)
+{
+	struct slot *s = slot_find(x, (uint64_t)(uintptr_t)addr);
+
+	if (!s)
+		return -ENOENT;
+	munmap(s->merged, s->merged_bytes);
+	memset(s, 0, sizeof(*s));
+	return 0;
+}
+
 int exchange_slot_remove(struct exchange *x, void *addr)
 {
-	struct slot *s;
 	int err = exchange_lock(x);
 
 	if (err < 0)
 		return err;
-	s = slot_find(x, (uint64_t)(uintptr_t)addr);
-	err = s ? 0 : -ENOENT;
-	if (s) {
-		munmap(s->merged, s->merged_bytes);
-		memset(s, 0, sizeof(*s));
-	}
+	err = exchange_slot_drop(x, addr);
 	exchange_unlock(x);
+	return err;
+}
+
+int exchange_slot_close(struct exchange *x, const void *addr, bool closed)
+{
+	struct slot *s = slot_find(x, (uint64_t)(uintptr_t)addr);
+
+	if (!s)
+		return -ENOENT;
+	s->closed = closed;
+	return 0;
+}
+
+/* Does the advice change what a new mapping has to be given? */
+static bool attrs_advised(struct ram_attrs *a, int advice)
+{
+	const struct ram_attrs before = *a;
+
+	switch (advice) {
+	case MADV_DONTFORK:
+	case MADV_DOFORK:
+		a->dontfork = advice == MADV_DONTFORK;
+		break;
+	case MADV_DONTDUMP:
+	case MADV_DODUMP:
+		a->dontdump = advice == MADV_DONTDUMP;
+		break;
+	case MADV_MERGEABLE:
+	case MADV_UNMERGEABLE:
+		a->mergeable = advice == MADV_MERGEABLE;
+		break;
+	case MADV_HUGEPAGE:
+	case MADV_NOHUGEPAGE:
+		a->hugepage = advice == MADV_HUGEPAGE;
+		a->nohugepage = advice == MADV_NOHUGEPAGE;
+		break;
+	default:
+		break;
+	}
+	return memcmp(a, &before, sizeof(before)) != 0;
+}
+
+int exchange_slot_advise(struct exchange *x, const void *addr, size_t len, int advice)
+{
+	int err = 0;
+
+	for (unsigned i = 0; i < EXCHANGE_SLOTS_MAX; i++) {
+		struct slot *s = &x->slots[i];
+		uint64_t start = (uint64_t)(uintptr_t)addr, end = start + len;
+		struct ram_attrs attrs = s->attrs;
+
+		if (s->end == 0 || start >= s->end || end <= s->start || !attrs_advised(&attrs, advice))
+			continue;
+		if (start <= s->start && end >= s->end)
+			s->attrs = attrs;
+		else
+			err = -EOPNOTSUPP;
+	}
 	return err;
 }
 
