@@ -8,6 +8,9 @@
 #include "ept/pagestate.h"
 #include "ksmd/pass_internal.h"
 
+/* A join counts the pages of one input in 32 bits. */
+#define STRETCH_CHUNKS_MAX (UINT32_MAX / SCAN_CHUNK_PAGES)
+
 static bool all_anonymous(const struct vm_snapshot *vm)
 {
 	for (size_t i = 0; i < vm->region_count; i++)
@@ -129,4 +132,38 @@ bool page_table_is_for(const struct page_table *t, const struct vm_snapshot *vm)
 		    t->targets[i].pages != readable_pages(&vm->regions[i]))
 			return false;
 	return true;
+}
+
+/* The stretches of a target in which hashes are set: a VMM may map far more than it has. joins NULL: only
+ * counts. Returns how many. */
+static size_t target_stretches(const struct scan_target *t, uint32_t owner, uint64_t page, struct join_input *joins)
+{
+	size_t chunks = (size_t)((t->pages + SCAN_CHUNK_PAGES - 1) / SCAN_CHUNK_PAGES), count = 0;
+
+	for (size_t c = 0, end; c < chunks; c = end) {
+		uint64_t first = (uint64_t)c * SCAN_CHUNK_PAGES, last;
+
+		end = c + 1;
+		if (!t->used[c])
+			continue;
+		while (end < chunks && end - c < STRETCH_CHUNKS_MAX && t->used[end])
+			end++;
+		last = (uint64_t)end * SCAN_CHUNK_PAGES < t->pages ? (uint64_t)end * SCAN_CHUNK_PAGES : t->pages;
+		if (joins)
+			joins[count] = (struct join_input){ owner, t->hashes + first, last - first, page + first };
+		count++;
+	}
+	return count;
+}
+
+size_t page_table_joins(const struct page_table *t, uint32_t owner, struct join_input *joins)
+{
+	size_t count = 0;
+	uint64_t page = 0;
+
+	for (size_t k = 0; k < t->target_count; k++) {
+		count += target_stretches(&t->targets[k], owner, page, joins ? joins + count : NULL);
+		page += t->targets[k].pages;
+	}
+	return count;
 }

@@ -13,9 +13,6 @@
 #include "ksmd/pass_internal.h"
 #include "ksmd/stable_index.h"
 
-/* A join counts the pages of one input in 32 bits. */
-#define STRETCH_CHUNKS_MAX (UINT32_MAX / SCAN_CHUNK_PAGES)
-
 #define NO_DOMAIN UINT32_MAX /* nothing of this VM may be merged */
 
 struct pass {
@@ -127,40 +124,6 @@ static bool same_join(const struct pass *p, size_t i, size_t first)
 	       strcmp(p->inputs[i].table->domain, p->inputs[first].table->domain) == 0;
 }
 
-/* The stretches of a target in which hashes are set: a VMM may map far more than it has. joins NULL: only
- * counts. Returns how many. */
-static size_t target_stretches(const struct scan_target *t, uint32_t owner, uint64_t page, struct join_input *joins)
-{
-	size_t chunks = (size_t)((t->pages + SCAN_CHUNK_PAGES - 1) / SCAN_CHUNK_PAGES), count = 0;
-
-	for (size_t c = 0, end; c < chunks; c = end) {
-		uint64_t first = (uint64_t)c * SCAN_CHUNK_PAGES, last;
-
-		end = c + 1;
-		if (!t->used[c])
-			continue;
-		while (end < chunks && end - c < STRETCH_CHUNKS_MAX && t->used[end])
-			end++;
-		last = (uint64_t)end * SCAN_CHUNK_PAGES < t->pages ? (uint64_t)end * SCAN_CHUNK_PAGES : t->pages;
-		if (joins)
-			joins[count] = (struct join_input){ owner, t->hashes + first, last - first, page + first };
-		count++;
-	}
-	return count;
-}
-
-static size_t vm_stretches(const struct page_table *t, uint32_t owner, struct join_input *joins)
-{
-	size_t count = 0;
-	uint64_t page = 0;
-
-	for (size_t k = 0; k < t->target_count; k++) {
-		count += target_stretches(&t->targets[k], owner, page, joins ? joins + count : NULL);
-		page += t->targets[k].pages;
-	}
-	return count;
-}
-
 /* Joins the VMs that belong together with VM number "first", if it is the first of them. joins has room for the
  * stretches of all VMs. */
 static int join_from(struct pass *p, size_t first, struct join_input *joins)
@@ -173,7 +136,7 @@ static int join_from(struct pass *p, size_t first, struct join_input *joins)
 			return 0;
 	for (size_t i = first; i < p->count; i++)
 		if (same_join(p, i, first))
-			count += vm_stretches(p->inputs[i].table, (uint32_t)i, joins + count);
+			count += page_table_joins(p->inputs[i].table, (uint32_t)i, joins + count);
 	r = join_run(joins, count, on_group, p, &peak);
 	if (peak > p->result.metadata_bytes)
 		p->result.metadata_bytes = peak;
@@ -187,7 +150,7 @@ static int join_step(struct pass *p)
 	int r = 0;
 
 	for (size_t i = 0; i < p->count; i++)
-		stretches += vm_stretches(p->inputs[i].table, (uint32_t)i, NULL);
+		stretches += page_table_joins(p->inputs[i].table, (uint32_t)i, NULL);
 	joins = calloc(stretches + 1, sizeof(*joins));
 	if (!joins)
 		return -ENOMEM;

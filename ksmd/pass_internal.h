@@ -1,9 +1,10 @@
-/* ksmd/pass_internal.h - the page table that page_table.c owns and pass.c works on. */
+/* ksmd/pass_internal.h - the page table that page_table.c owns, and pass.c and hints.c work on. */
 #ifndef KSMD_PASS_INTERNAL_H
 #define KSMD_PASS_INTERNAL_H
 
 #include <stdatomic.h>
 
+#include "ksmd/join.h"
 #include "ksmd/pass.h"
 
 struct page_table {
@@ -17,5 +18,9 @@ struct page_table {
 	struct scan_target *targets; /* one per region */
 	size_t target_count;
 };
+
+/* The stretches of a table in which hashes are set, as input of a join; pages are numbered through its targets. joins
+ * NULL: only counts. Returns how many. */
+size_t page_table_joins(const struct page_table *t, uint32_t owner, struct join_input *joins);
 
 #endif
