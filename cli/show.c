@@ -138,7 +138,8 @@ void show_status(const json_t *answer)
 
 static void merge_vms(const json_t *vms)
 {
-	static const char *const titles[] = { "*VM", "*DOMAIN", ">RESIDENT", ">MERGEABLE", ">SAVED", ">IN KSM", "*REFUSED" };
+	static const char *const titles[] = { "*VM",	 "*DOMAIN", "*ENGINE", ">RESIDENT", ">MERGEABLE",
+					      ">SAVED", ">MAPPED", ">IN KSM", "*REFUSED" };
 	struct table *t = table_new(titles, ARRAY_SIZE(titles));
 	const json_t *vm;
 	size_t i;
@@ -146,9 +147,11 @@ static void merge_vms(const json_t *vms)
 	json_array_foreach(vms, i, vm) {
 		table_add(t, "%s", text(vm, "name"));
 		table_add(t, "%s", or_dash(text(vm, "domain")));
+		table_add(t, "%s", text(vm, "engine"));
 		table_add(t, "%.1f", number(vm, "resident_mib"));
 		table_add(t, "%.1f", number(vm, "mergeable_mib"));
 		table_add(t, "%.1f", number(vm, "saved_mib"));
+		table_add(t, "%.1f", number(vm, "mapped_mib") - number(vm, "broken_mib"));
 		table_add(t, "%.1f", number(vm, "merging_mib"));
 		table_add(t, "%s", or_dash(text(vm, "refusal")));
 	}
@@ -156,13 +159,25 @@ static void merge_vms(const json_t *vms)
 	table_free(t);
 }
 
+static void show_round(const json_t *answer, const json_t *round)
+{
+	printf("agents     %.0f rounds, %.1f MiB in shared frames%s\n", number(answer, "rounds"),
+	       number(answer, "frames_mib"), json_is_true(json_object_get(answer, "merging")) ? ", merging now" : "");
+	if (json_is_object(round))
+		printf("last round %.1f MiB merged and %.1f MiB of zeroes dropped in %.2f s; %.1f MiB of new frames, "
+		       "longest stall %.0f us\n",
+		       number(round, "merged_mib"), number(round, "zero_mib"), number(round, "seconds"),
+		       number(round, "filled_mib"), number(round, "longest_stall_us"));
+}
+
 void show_merge_status(const json_t *answer)
 {
 	const json_t *ksm = json_object_get(answer, "ksm"), *pass = json_object_get(answer, "last_pass");
 
-	printf("scanner    %s: %s\n", text(answer, "state"), text(answer, "why"));
-	printf("gain       %.1f MiB expected, %.1f MiB saved\n", number(answer, "expected_mib"),
-	       number(answer, "saved_mib"));
+	printf("saved      %.1f MiB\n", number(answer, "saved_mib"));
+	show_round(answer, json_object_get(answer, "last_round"));
+	printf("scanner    %s: %s; %.1f MiB expected of it\n", text(answer, "state"), text(answer, "why"),
+	       number(answer, "expected_mib"));
 	if (json_is_object(pass))
 		printf("last pass  %.1f MiB looked at in %.2f s with %.2f s of CPU time\n",
 		       number(pass, "scanned_mib"), number(pass, "seconds"), number(pass, "cpu_seconds"));
@@ -174,7 +189,7 @@ void show_merge_status(const json_t *answer)
 		       "scans, %.2f s of CPU time\n",
 		       number(ksm, "run"), number(ksm, "pages_to_scan"), number(ksm, "sleep_millisecs"),
 		       number(ksm, "pages_scanned"), number(ksm, "full_scans"), number(ksm, "cpu_seconds"));
-	putchar('\n');
+	puts("\nMiB:");
 	merge_vms(json_object_get(answer, "vms"));
 }
 

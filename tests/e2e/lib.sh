@@ -129,7 +129,7 @@ wait_rounds()
 write_conf()
 {
 	{
-		printf '[daemon]\ncontrol_socket = %s\nstate_dir = %s/state\n' "$sock" "$work"
+		printf '[daemon]\ncontrol_socket = %s\nagent_socket = %s/agent\nstate_dir = %s/state\n' "$sock" "$work" "$work"
 		cat
 	} >"$conf"
 }

@@ -1,0 +1,347 @@
+/* ksmd/agents: who is accepted, turned away, lent; ksmd/agent_journal: what is taken from a hostile VMM. The agents are
+ * connections of this process: its pid is what the kernel names. */
+#include "ksmd/agents.h"
+
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "agent/packet.h"
+#include "ksmd/agent_journal.h"
+#include "tests/unit/unit.h"
+
+static struct {
+	char dir[UNIT_DIR_MAX], path[100];
+	struct agents *agents;
+	bool known; /* what the daemon thinks of this process */
+} rig;
+
+static bool is_vm(pid_t pid, void *userdata)
+{
+	(void)userdata;
+	return rig.known && pid == getpid();
+}
+
+static void rig_start(void)
+{
+	snprintf(rig.path, sizeof(rig.path), "%.80s/agent", rig.dir);
+	unit_must(agents_new(rig.path, "", &rig.agents) == 0, "agents_new");
+	rig.known = true;
+}
+
+static int dial(void)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	memcpy(addr.sun_path, rig.path, strlen(rig.path) + 1);
+	unit_must(fd >= 0 && connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0, "connect");
+	return fd;
+}
+
+/* Takes in all that is there. */
+static bool settle(void)
+{
+	for (int i = 0; i < 8; i++)
+		agents_dispatch(rig.agents);
+	return agents_review(rig.agents, is_vm, NULL);
+}
+
+static void say_hello(int fd)
+{
+	const struct agent_hello hello = { .header.type = AGENT_HELLO, .version = AGENT_PROTOCOL_VERSION,
+					   .why = "too old" };
+
+	CU_ASSERT_EQUAL(packet_send(fd, &hello, sizeof(hello), NULL, 0), 0);
+}
+
+static void say_slot(int fd, uint64_t hva, const char *why)
+{
+	struct agent_slot slot = { .header.type = AGENT_SLOT, .hva = hva, .bytes = 8192 };
+
+	slot.flags = *why ? 0 : AGENT_CAN_REMAP;
+	snprintf(slot.why, sizeof(slot.why), "%s", why);
+	CU_ASSERT_EQUAL(packet_send(fd, &slot, sizeof(slot), NULL, 0), 0);
+}
+
+static bool is_closed(int fd)
+{
+	struct packet p;
+
+	return packet_receive(fd, &p, MSG_DONTWAIT) == -ECONNRESET;
+}
+
+static void test_agents_hello_and_slots_are_known(void)
+{
+	const struct agent_slot_view *slots;
+	struct agent *agent;
+	int fd;
+
+	rig_start();
+	fd = dial();
+	settle();
+	CU_ASSERT_PTR_NULL(agents_find(rig.agents, getpid())); /* it has not said hello */
+	say_hello(fd);
+	say_slot(fd, 4096, "locked");
+	say_slot(fd, 65536, "");
+	settle();
+	agent = agents_find(rig.agents, getpid());
+	CU_ASSERT_PTR_NOT_NULL_FATAL(agent);
+	CU_ASSERT_TRUE(agent->said_hello && !agent->lent);
+	CU_ASSERT_STRING_EQUAL(agent_peer_refusal(agent->peer), "too old");
+	CU_ASSERT_EQUAL(agent_peer_slots(agent->peer, &slots), 2);
+	CU_ASSERT_STRING_EQUAL(slots[0].why, "locked");
+	CU_ASSERT_TRUE(!slots[0].can_remap && slots[1].can_remap && slots[1].hva == 65536);
+	say_slot(fd, 4096, ""); /* fit now */
+	settle();
+	CU_ASSERT_EQUAL(agent_peer_slots(agent->peer, &slots), 2);
+	CU_ASSERT_TRUE(slots[0].can_remap);
+	close(fd);
+	settle();
+	CU_ASSERT_PTR_NULL(agents_find(rig.agents, getpid()));
+	agents_free(rig.agents);
+	CU_ASSERT_TRUE(access(rig.path, F_OK) < 0);
+}
+
+static void test_agents_strangers_looked_for_once(void)
+{
+	int fd;
+
+	rig_start();
+	rig.known = false;
+	fd = dial();
+	agents_dispatch(rig.agents);
+	CU_ASSERT_TRUE(agents_review(rig.agents, is_vm, NULL)); /* look for its VM */
+	CU_ASSERT_FALSE(agents_review(rig.agents, is_vm, NULL)); /* but not again */
+	CU_ASSERT_FALSE(is_closed(fd));
+	rig.known = true;
+	say_hello(fd);
+	CU_ASSERT_FALSE(settle());
+	CU_ASSERT_PTR_NOT_NULL(agents_find(rig.agents, getpid()));
+	close(fd);
+	agents_free(rig.agents);
+}
+
+static void test_agents_userfaultfd_only_for_vms(void)
+{
+	const struct agent_header ask = { .type = AGENT_UFFD_ASK };
+	struct packet p;
+	int fd;
+
+	rig_start();
+	rig.known = false;
+	fd = dial();
+	CU_ASSERT_EQUAL(packet_send(fd, &ask, sizeof(ask), NULL, 0), 0);
+	settle();
+	CU_ASSERT_EQUAL(packet_receive(fd, &p, MSG_DONTWAIT), -EAGAIN);
+	rig.known = true;
+	settle();
+	CU_ASSERT_EQUAL_FATAL(packet_receive(fd, &p, MSG_DONTWAIT), 0);
+	CU_ASSERT_EQUAL(p.header.type, AGENT_UFFD);
+	CU_ASSERT_EQUAL(p.uffd.granted, access("/dev/userfaultfd", R_OK | W_OK) == 0);
+	packet_close(&p);
+	close(fd);
+	agents_free(rig.agents);
+}
+
+static void test_agents_nonsense_turned_away(void)
+{
+	static const struct {
+		const char *what;
+		bool hello;
+		uint64_t words[4];
+		size_t len;
+	} cases[] = {
+		{ "slot before hello", false, { AGENT_SLOT, 4096, 4096, 1 }, sizeof(struct agent_slot) },
+		{ "garbage", false, { 0x1234567812345678 }, 24 },
+		{ "short", false, { AGENT_HELLO }, 8 },
+		{ "version 9", false, { AGENT_HELLO, 9 }, 112 },
+		{ "hello twice", true, { AGENT_HELLO, UINT64_C(1) << 32 | 1 }, 112 },
+		{ "answer to nothing", true, { AGENT_MERGED, (uint32_t)-22, 0 }, 24 },
+		{ "hinted to nothing", true, { AGENT_HINTED, 0 }, 16 },
+		{ "what only daemons send", true, { AGENT_UFFD, 0 }, 16 },
+		{ "slot over another", true, { AGENT_SLOT, 8192, 8192, 1 }, sizeof(struct agent_slot) },
+		{ "unslot of none", true, { AGENT_UNSLOT, 1 << 20, 4096 }, 24 },
+		{ "unslot of a part", true, { AGENT_UNSLOT, 4096, 4096 }, 24 },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		char bytes[256] = { 0 };
+		int fd;
+
+		rig_start();
+		fd = dial();
+		if (cases[i].hello) {
+			say_hello(fd);
+			say_slot(fd, 4096, "");
+			settle();
+		}
+		memcpy(bytes, cases[i].words, sizeof(cases[i].words));
+		unit_must(send(fd, bytes, cases[i].len, 0) >= 0, "send");
+		settle();
+		UNIT_CASE(cases[i].what, is_closed(fd));
+		UNIT_CASE(cases[i].what, agents_find(rig.agents, getpid()) == NULL);
+		close(fd);
+		agents_free(rig.agents);
+	}
+}
+
+static void test_agents_too_many_slots_turned_away(void)
+{
+	int fd;
+
+	rig_start();
+	fd = dial();
+	say_hello(fd);
+	for (uint64_t i = 1; i <= AGENT_SLOTS_MAX + 1; i++) {
+		say_slot(fd, i << 20, "");
+		settle();
+	}
+	CU_ASSERT_TRUE(is_closed(fd));
+	close(fd);
+	agents_free(rig.agents);
+}
+
+static void test_agents_newer_connection_replaces(void)
+{
+	struct agent_peer *peer;
+	int first, second;
+
+	rig_start();
+	first = dial();
+	say_hello(first);
+	settle();
+	second = dial();
+	settle();
+	CU_ASSERT_FALSE(is_closed(first)); /* the other has not said hello */
+	say_hello(second);
+	settle();
+	CU_ASSERT_TRUE(is_closed(first));
+	CU_ASSERT_FALSE(is_closed(second));
+	peer = agents_find(rig.agents, getpid())->peer;
+	CU_ASSERT_PTR_EQUAL(agent_lend(rig.agents, agents_find(rig.agents, getpid())), peer);
+	close(first);
+	first = dial(); /* while the other is lent */
+	say_hello(first);
+	settle();
+	CU_ASSERT_FALSE(is_closed(second)); /* somebody uses it */
+	agent_return(rig.agents, peer, false);
+	CU_ASSERT_TRUE(is_closed(second));
+	CU_ASSERT_PTR_NOT_NULL(agents_find(rig.agents, getpid()));
+	close(first);
+	close(second);
+	agents_free(rig.agents);
+}
+
+static void test_agents_lent_is_not_read_and_comes_back(void)
+{
+	const struct agent_range released = { { .type = AGENT_RELEASED }, 4096, 4096 };
+	struct agent_peer *peer;
+	struct agent *agent;
+	int fd;
+
+	rig_start();
+	fd = dial();
+	say_hello(fd);
+	settle();
+	agent = agents_find(rig.agents, getpid());
+	peer = agent_lend(rig.agents, agent);
+	CU_ASSERT_EQUAL(packet_send(fd, &released, sizeof(released), NULL, 0), 0);
+	settle();
+	CU_ASSERT_TRUE(agent->lent && !agent->released);
+	agent_return(rig.agents, peer, false);
+	settle();
+	CU_ASSERT_TRUE(!agent->lent && agent->released);
+	agent_lend(rig.agents, agent);
+	agent_return(rig.agents, peer, true);
+	CU_ASSERT_TRUE(is_closed(fd));
+	CU_ASSERT_PTR_NULL(agents_find(rig.agents, getpid()));
+	close(fd);
+	agents_free(rig.agents);
+}
+
+/* ---- what comes with a hello ---- */
+
+static void test_journal_unfit_refused(void)
+{
+	static const struct {
+		const char *what;
+		int seals;
+		off_t bytes;
+		int want;
+	} cases[] = {
+		{ "good", F_SEAL_SHRINK | F_SEAL_GROW, PAGE_BYTES, 0 },
+		{ "can shrink", F_SEAL_GROW, PAGE_BYTES, -EPROTO },
+		{ "no seals", 0, PAGE_BYTES, -EPROTO },
+		{ "empty", F_SEAL_SHRINK | F_SEAL_GROW, 0, -EPROTO },
+		{ "short", F_SEAL_SHRINK | F_SEAL_GROW, PAGE_BYTES - 1, -EPROTO },
+	};
+	struct exchange_journal *j;
+	int pipe_fds[2];
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		int fd = memfd_create("journal", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+		unit_must(fd >= 0 && ftruncate(fd, cases[i].bytes) == 0, "memfd");
+		unit_must(cases[i].seals == 0 || fcntl(fd, F_ADD_SEALS, cases[i].seals) == 0, "seal");
+		j = NULL;
+		UNIT_CASE(cases[i].what, agent_journal_map(fd, &j) == cases[i].want);
+		agent_journal_unmap(j);
+		UNIT_CASE(cases[i].what, agent_journal_check_uffd(fd) == -EPROTO);
+		close(fd);
+	}
+	unit_must(pipe(pipe_fds) == 0, "pipe");
+	CU_ASSERT_EQUAL(agent_journal_map(pipe_fds[0], &j), -EPROTO);
+	CU_ASSERT_EQUAL(agent_journal_map(-1, &j), -EPROTO);
+	CU_ASSERT_EQUAL(agent_journal_check_uffd(-1), -EPROTO);
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
+}
+
+/* An executor that lives, however slow, must not find its window repaired: it would map frames over what the guest
+ * has written since. */
+static void test_journal_repaired_only_when_thread_is_dead(void)
+{
+	struct exchange_journal j = { .version = EXCHANGE_JOURNAL_VERSION, .step = STEP_MOVE, .window = 2u << 20,
+				      .staging = 4u << 20, .pages = 1, .tid = (uint32_t)getpid() };
+	auto_close int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	pid_t child;
+
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), 0);
+	CU_ASSERT_EQUAL(j.step, STEP_MOVE);
+	j.tid = 0; /* nobody has said who: in doubt it lives */
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), 0);
+	child = fork();
+	if (child == 0)
+		_exit(0);
+	j.tid = (uint32_t)child; /* a number that no thread of ours has */
+	CU_ASSERT_TRUE(agent_journal_repair(&j, getpid(), pidfd, -1) < 0); /* it tries: there is no userfaultfd */
+	CU_ASSERT_EQUAL(j.step, STEP_MOVE);
+	j.pages = 100000; /* hostile */
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), -EBADMSG);
+	j.step = STEP_IDLE;
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), 0);
+	waitpid(child, NULL, 0);
+}
+
+int main(void)
+{
+	static CU_TestInfo tests[] = {
+		{ "hello", test_agents_hello_and_slots_are_known },
+		{ "strangers", test_agents_strangers_looked_for_once },
+		{ "userfaultfd", test_agents_userfaultfd_only_for_vms },
+		{ "nonsense", test_agents_nonsense_turned_away },
+		{ "slots", test_agents_too_many_slots_turned_away },
+		{ "newer", test_agents_newer_connection_replaces },
+		{ "lent", test_agents_lent_is_not_read_and_comes_back },
+		{ "journal", test_journal_unfit_refused },
+		{ "repair", test_journal_repaired_only_when_thread_is_dead },
+		CU_TEST_INFO_NULL,
+	};
+	int r;
+
+	unit_dir_new(rig.dir);
+	r = unit_main("agents", tests);
+	unit_dir_remove(rig.dir);
+	return r;
+}
