@@ -44,6 +44,8 @@ EXCHANGE_OBJ := $(patsubst %,$(BUILD)/agent/%.o,eligible exchange exchange_back 
 EXCHANGE_HOOKS_OBJ := $(EXCHANGE_OBJ:$(BUILD)/%=$(BUILD)/hooks/%)
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
+# With agents in processes of their own, and the daemon's side from tests/lib/.
+AGENT_TEST_BIN := $(BUILD)/tests/test_kvm $(BUILD)/tests/tiny-vmm
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
 BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c)))
@@ -154,7 +156,7 @@ clean:
 # ---- building ----
 
 .PHONY: unit-tests
-unit-tests: $(UNIT_BIN) $(BUILD)/tests/stress-remap
+unit-tests: $(UNIT_BIN) $(AGENT_TEST_BIN) $(BUILD)/tests/stress-remap
 
 .PHONY: benches
 benches: $(BENCH_BIN)
@@ -184,6 +186,18 @@ $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
+
+# The guest's code is copied to where nothing but it is: no calls, tables or constants outside of its section.
+$(BUILD)/tests/kvm/guest.o: ALL_CFLAGS += -mgeneral-regs-only -fno-jump-tables -fno-builtin -fno-stack-protector \
+	-fno-sanitize=all -fcf-protection=none
+$(BUILD)/tests/tiny-vmm: $(BUILD)/tests/kvm/tiny_vmm.o $(BUILD)/tests/kvm/guest.o $(AGENT_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/tests/test_kvm: $(BUILD)/tests/kvm/test_kvm.o $(BUILD)/tests/lib/domain.o \
+		$(BUILD)/libmemvirt.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcunit
 
 $(BUILD)/tests/test_agent $(BUILD)/tests/test_agent_life: $(AGENT_OBJ)
 $(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)
