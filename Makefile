@@ -45,7 +45,7 @@ EXCHANGE_HOOKS_OBJ := $(EXCHANGE_OBJ:$(BUILD)/%=$(BUILD)/hooks/%)
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # With agents in processes of their own, and the daemon's side from tests/lib/.
-AGENT_TEST_BIN := $(BUILD)/tests/test_kvm $(BUILD)/tests/tiny-vmm
+AGENT_TEST_BIN := $(BUILD)/tests/test_kvm $(BUILD)/tests/tiny-vmm $(BUILD)/tests/test_vms
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
 BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c)))
@@ -194,10 +194,11 @@ $(BUILD)/tests/tiny-vmm: $(BUILD)/tests/kvm/tiny_vmm.o $(BUILD)/tests/kvm/guest.
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 
-$(BUILD)/tests/test_kvm: $(BUILD)/tests/kvm/test_kvm.o $(BUILD)/tests/lib/domain.o \
-		$(BUILD)/libmemvirt.a
+$(BUILD)/tests/test_kvm: $(BUILD)/tests/kvm/test_kvm.o
+$(BUILD)/tests/test_vms: $(BUILD)/tests/stress/test_vms.o $(AGENT_OBJ)
+$(BUILD)/tests/test_kvm $(BUILD)/tests/test_vms: $(BUILD)/tests/lib/domain.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcunit
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
 
 $(BUILD)/tests/test_agent $(BUILD)/tests/test_agent_life: $(AGENT_OBJ)
 $(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)

@@ -154,7 +154,7 @@ static void unasked_take(struct domain *d)
 	}
 }
 
-static int scan(struct domain *d)
+int domain_scan(struct domain *d)
 {
 	const struct pass_options options = { .across_domains = true };
 	struct pass_input inputs[DOMAIN_VMS_MAX];
@@ -162,6 +162,7 @@ static int scan(struct domain *d)
 	size_t count = 0;
 	int r;
 
+	unasked_take(d);
 	for (size_t i = 0; i < DOMAIN_VMS_MAX; i++) {
 		if (d->vms[i].peer)
 			inputs[count++] = (struct pass_input){ .table = d->vms[i].table, .rescan = true };
@@ -174,22 +175,24 @@ static int scan(struct domain *d)
 	return r;
 }
 
-int domain_round(struct domain *d, struct remap_result *ret_result)
+int domain_merge(struct domain *d, struct remap_result *ret_result)
 {
 	struct remap_vm vms[DOMAIN_VMS_MAX];
 	size_t count = 0;
-	int r;
 
-	unasked_take(d);
-	r = scan(d);
-	if (r < 0)
-		return r;
 	unasked_take(d);
 	for (size_t i = 0; i < DOMAIN_VMS_MAX; i++) {
 		if (d->vms[i].peer)
 			vms[count++] = (struct remap_vm){ d->vms[i].peer, d->vms[i].table };
 	}
 	return remap_round(d->remap, vms, count, 0, NULL, ret_result);
+}
+
+int domain_round(struct domain *d, struct remap_result *ret_result)
+{
+	int r = domain_scan(d);
+
+	return r < 0 ? r : domain_merge(d, ret_result);
 }
 
 int domain_sweep(struct domain *d, uint64_t *ret_pages)

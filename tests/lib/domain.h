@@ -35,7 +35,10 @@ int domain_accept(struct domain *d, int timeout_ms, pid_t *ret_pid);
 void domain_drop(struct domain *d, pid_t pid);
 unsigned domain_count(const struct domain *d);
 
-/* Looks at all memory of all VMs, then one round. VMs that have ended cost only their own part. */
+/* Looks at all memory of all VMs; one round of merging by what was seen; both. VMs that have ended cost only their
+ * own part. */
+int domain_scan(struct domain *d);
+int domain_merge(struct domain *d, struct remap_result *ret_result);
 int domain_round(struct domain *d, struct remap_result *ret_result);
 
 /* Frees the frames that no process maps any more, and says how many pages the store takes then. */
