@@ -38,7 +38,9 @@ LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o) $(LIB_AGENT_OBJ)
 DAEMON_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard daemon/*.c)))
 CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard cli/*.c)))
 # Lives inside VMMs; not part of libmemvirt.a. The exchange once more with hooks, for its tests.
-AGENT_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard agent/*.c)))
+AGENT_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(filter-out agent/preload%,$(wildcard agent/*.c))))
+# The same for a VMM that was not built with it: with the interposed calls, and built so that it makes none of them.
+PRELOAD_OBJ := $(patsubst %.c,$(BUILD)/preload/%.o,$(sort $(wildcard agent/*.c)))
 EXCHANGE_OBJ := $(patsubst %,$(BUILD)/agent/%.o,eligible exchange exchange_back exchange_plan exchange_repair \
 	exchange_slots pagemap staging uffd)
 EXCHANGE_HOOKS_OBJ := $(EXCHANGE_OBJ:$(BUILD)/%=$(BUILD)/hooks/%)
@@ -51,10 +53,11 @@ BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
 BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c)))
 
 PROGRAMS := $(BUILD)/memvirtd $(BUILD)/memvirtctl
+PRELOAD := $(BUILD)/libmemvirt-agent.so
 MAN := $(BUILD)/memvirtd.8 $(BUILD)/memvirtctl.1 $(BUILD)/memvirt.conf.5
 
 .PHONY: all
-all: $(PROGRAMS) benches
+all: $(PROGRAMS) $(PRELOAD) benches
 
 .PHONY: help
 help:
@@ -123,13 +126,16 @@ $(BUILD)/bin/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmemvirt.a
 # ---- installing ----
 
 .PHONY: install
-install: $(PROGRAMS) $(MAN)
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
+install: $(PROGRAMS) $(PRELOAD) $(MAN)
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/memvirt \
+		$(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1 \
 		$(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
 		$(DESTDIR)$(PREFIX)/share/doc/memvirtd $(DESTDIR)$(PREFIX)/lib/systemd/system \
 		$(DESTDIR)/etc/memvirt/policy.d
 	install -m 755 $(BUILD)/memvirtd $(DESTDIR)$(PREFIX)/sbin/
 	install -m 755 $(BUILD)/memvirtctl $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(PRELOAD) $(DESTDIR)$(PREFIX)/lib/memvirt/
+	install -m 644 agent/memvirt-agent.h $(DESTDIR)$(PREFIX)/include/
 	install -m 644 $(BUILD)/memvirtctl.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	install -m 644 $(BUILD)/memvirt.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/
 	install -m 644 $(BUILD)/memvirtd.8 $(DESTDIR)$(PREFIX)/share/man/man8/
@@ -156,7 +162,7 @@ clean:
 # ---- building ----
 
 .PHONY: unit-tests
-unit-tests: $(UNIT_BIN) $(AGENT_TEST_BIN) $(BUILD)/tests/stress-remap
+unit-tests: $(UNIT_BIN) $(AGENT_TEST_BIN) $(BUILD)/tests/stress-remap $(BUILD)/tests/preload-vmm
 
 .PHONY: benches
 benches: $(BENCH_BIN)
@@ -175,6 +181,14 @@ $(BUILD)/memvirtd: $(DAEMON_OBJ) $(BUILD)/libmemvirt.a
 $(BUILD)/memvirtctl: $(CLI_OBJ) $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
+
+# Bound when it is loaded (the window must not look symbols up), and for good. No sanitizer: a library that is preloaded
+# cannot bring one's runtime with it.
+$(PRELOAD) $(PRELOAD_OBJ): override SAN :=
+$(PRELOAD): $(PRELOAD_OBJ) agent/preload.map
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -shared -Wl,-z,now -Wl,-z,nodelete -Wl,-z,defs \
+		-Wl,--version-script=agent/preload.map -o $@ $(PRELOAD_OBJ)
 
 $(BUILD)/bench/replay: $(AGENT_OBJ)
 
@@ -200,7 +214,8 @@ $(BUILD)/tests/test_kvm $(BUILD)/tests/test_vms: $(BUILD)/tests/lib/domain.o $(B
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
 
-$(BUILD)/tests/test_agent $(BUILD)/tests/test_agent_life: $(AGENT_OBJ)
+$(BUILD)/tests/test_agent $(BUILD)/tests/test_agent_life $(BUILD)/tests/test_preload: $(AGENT_OBJ)
+$(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)
 $(BUILD)/tests/unit/test_exchange.o: CPPFLAGS += -DEXCHANGE_HOOKS
 
@@ -208,12 +223,23 @@ $(BUILD)/tests/stress-remap: $(BUILD)/tests/stress/stress_remap.o $(EXCHANGE_OBJ
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 
+# As foreign to the agent as QEMU is.
+$(BUILD)/tests/preload-vmm $(BUILD)/tests/preload/vmm.o: override SAN :=
+$(BUILD)/tests/preload-vmm: $(BUILD)/tests/preload/vmm.o
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -ldl
+
 $(BUILD)/tests/stress/exchange_cost.o: CPPFLAGS += -DEXCHANGE_HOOKS
 $(BUILD)/tests/exchange-cost: $(BUILD)/tests/stress/exchange_cost.o $(EXCHANGE_HOOKS_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcunit
 
 $(AGENT_OBJ) $(EXCHANGE_HOOKS_OBJ): ALL_CFLAGS += -fPIC
+
+$(BUILD)/preload/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) -include agent/preload_real.h $(ALL_CFLAGS) -fPIC -c -o $@ $<
 
 $(BUILD)/hooks/%.o: %.c
 	$(call say,CC,$<)

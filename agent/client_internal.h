@@ -120,6 +120,7 @@ void client_ram_clear(void); /* no agent any more */
 /* With both locks held; after the real call. */
 void client_ram_remove(struct memvirt_agent *a, struct ram *r);
 void client_ram_replaced(struct memvirt_agent *a, uint64_t addr, uint64_t len, const char *why);
+void client_ram_broken(struct memvirt_agent *a, uint64_t addr, uint64_t len, const char *why);
 void client_ram_advised(struct memvirt_agent *a, uint64_t addr, uint64_t len, int advice);
 void client_ram_protected(struct memvirt_agent *a, uint64_t addr, uint64_t len, int prot);
 void client_ram_mlocked(struct memvirt_agent *a, uint64_t addr, uint64_t len, bool locked);

@@ -326,6 +326,12 @@ uint64_t client_ram_due(struct memvirt_agent *a)
 
 /* ---- what the VMM has done to its mappings ---- */
 
+static void ram_break(struct memvirt_agent *a, struct ram *r, const char *why)
+{
+	r->broken = r->broken ? r->broken : why; /* the first reason is the cause of the others */
+	ram_changed(a, r);
+}
+
 void client_ram_replaced(struct memvirt_agent *a, uint64_t addr, uint64_t len, const char *why)
 {
 	if (a->x)
@@ -334,19 +340,22 @@ void client_ram_replaced(struct memvirt_agent *a, uint64_t addr, uint64_t len, c
 		if (s.start == r->start && s.end == r->end) {
 			client_ram_remove(a, r);
 		} else {
-			r->broken = why;
-			ram_changed(a, r);
+			ram_break(a, r, why);
 		}
 	}
+}
+
+void client_ram_broken(struct memvirt_agent *a, uint64_t addr, uint64_t len, const char *why)
+{
+	RAM_FOR_TOUCHED(a, addr, len, r, s)
+		ram_break(a, r, why);
 }
 
 void client_ram_advised(struct memvirt_agent *a, uint64_t addr, uint64_t len, int advice)
 {
 	RAM_FOR_TOUCHED(a, addr, len, r, s) {
-		if (r->exchanged && exchange_slot_advise(a->x, (void *)(uintptr_t)s.start, s.end - s.start, advice) < 0) {
-			r->broken = why_uneven;
-			ram_changed(a, r);
-		}
+		if (r->exchanged && exchange_slot_advise(a->x, (void *)(uintptr_t)s.start, s.end - s.start, advice) < 0)
+			ram_break(a, r, why_uneven);
 	}
 }
 
@@ -359,6 +368,15 @@ static void span_join(struct span *all, struct span s)
 	}
 	all->start = s.start < all->start ? s.start : all->start;
 	all->end = s.end > all->end ? s.end : all->end;
+}
+
+/* Unfit memory is fit again: the exchange may take it now. */
+static void ram_eased(struct memvirt_agent *a, struct ram *r)
+{
+	if (!r->exchanged && r->state != RAM_CANDIDATE)
+		r->due_ns = 1;
+	client_wake(a);
+	ram_changed(a, r);
 }
 
 static bool span_covers(struct span s, struct span of)
@@ -378,11 +396,12 @@ void client_ram_protected(struct memvirt_agent *a, uint64_t addr, uint64_t len, 
 				*p = (struct span){ 0 };
 			else
 				r->prot = -1;
+			ram_eased(a, r);
 		} else {
 			r->prot = all || joins ? prot : -1;
 			span_join(p, s);
+			ram_changed(a, r);
 		}
-		ram_changed(a, r);
 	}
 }
 
@@ -393,7 +412,10 @@ void client_ram_mlocked(struct memvirt_agent *a, uint64_t addr, uint64_t len, bo
 			span_join(&r->locked, s);
 		else if (span_covers(s, r->locked))
 			r->locked = (struct span){ 0 };
-		ram_changed(a, r);
+		if (locked)
+			ram_changed(a, r);
+		else
+			ram_eased(a, r);
 	}
 }
 
@@ -402,9 +424,14 @@ void client_ram_mlocked_future(struct memvirt_agent *a, bool locked)
 	atomic_store(&locked_future, locked);
 	if (!a)
 		return;
-	RAM_FOR_EACH(a, r)
-		if (r->state != RAM_FREE)
+	if (!locked && a->x)
+		exchange_unlocked_all(a->x);
+	RAM_FOR_EACH(a, r) {
+		if (r->state != RAM_FREE && locked)
 			ram_changed(a, r);
+		else if (r->state != RAM_FREE)
+			ram_eased(a, r);
+	}
 }
 
 /* ---- discarding ---- */

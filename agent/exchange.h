@@ -153,6 +153,9 @@ void exchange_forget(struct exchange *x, void *addr, size_t len);
 /* With the lock held. */
 size_t exchange_merged_pages(const struct exchange *x, const void *addr, size_t len);
 
+/* With the lock held, after munlockall(): drops the zero pages that mlockall() has filled staging with. */
+void exchange_unlocked_all(struct exchange *x);
+
 /* After the exchange has stopped, or was repaired from outside: settles what is open and lets merging start again.
  * 0, or why it cannot. */
 int exchange_resume(struct exchange *x);

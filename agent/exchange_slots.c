@@ -477,6 +477,17 @@ int exchange_new(int uffd, struct exchange_journal *journal, struct exchange **r
 	return 0;
 }
 
+void exchange_unlocked_all(struct exchange *x)
+{
+	struct staging *both[] = { &x->huge, &x->small };
+
+	/* Settled or not: with a journal that is not idle, staging may hold the last copies. */
+	for (size_t i = 0; i < 2 && x->journal->step == STEP_IDLE; i++) {
+		if (both[i]->base != 0)
+			staging_rebuild(both[i]);
+	}
+}
+
 struct exchange *exchange_free(struct exchange *x)
 {
 	if (!x)
