@@ -160,8 +160,9 @@ static bool by_kernel(enum merge_engine engine)
 	return engine == MERGE_ENGINE_KERNEL || engine == MERGE_ENGINE_HINTED;
 }
 
-/* What the kernel's scanner can get, out of the last pass and the VMs that are there now. */
-static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
+/* What the kernel's scanner can get, out of the last pass and the VMs that are there now. While it may not run on this
+ * host at all: what it could get. */
+static void expectation_update(struct ksmd *k, const struct host_snapshot *s, bool refused)
 {
 	const struct pass_result *res = k->last ? pass_wait(k->last) : NULL;
 	double expected = 0;
@@ -172,7 +173,7 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s)
 		const struct vm_snapshot *vm = snapshot_of(s, &res->vms[i]);
 		struct tracked_vm *t = vm ? ksmd_track(k, vm) : NULL;
 
-		if (!t || !by_kernel(t->possible))
+		if (!t || !by_kernel(refused ? t->possible : t->engine))
 			continue;
 		t->zero_pages = res->vms[i].counts.zero;
 		expected += res->vms[i].counts.mergeable;
@@ -207,7 +208,7 @@ static void saved_update(struct ksmd *k, const struct host_snapshot *s)
 
 		if (!t)
 			continue;
-		if (k->pass_taken) /* later passes see lost pages no more, so they start from here */
+		if (k->pass_taken && t->due) /* later passes see lost pages no more, so they start from here */
 			t->rss_then_pages = s->vms[i].rss_anon_bytes / PAGE_BYTES;
 		t->saved_pages = vm_saved(t, &s->vms[i], &s->ksm);
 		if (by_kernel(t->possible))
@@ -261,7 +262,7 @@ static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 {
 	uint64_t interval_ns = k->config->scan_interval_ms * NSEC_PER_MSEC;
-	bool any = false, rested = s->taken_ns >= k->rest_until_ns;
+	bool any = false, rested = s->taken_ns >= k->rest_until_ns, scanner_works = k->policy.state == KSM_MERGE;
 
 	for (size_t i = 0; i < s->vm_count; i++) {
 		const struct vm_snapshot *vm = &s->vms[i];
@@ -276,6 +277,9 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 			t->table = page_table_unref(t->table);
 			t->due = true;
 		}
+		/* While the scanner works the estimate for its VMs stands; afterwards a new pass shows what is left. */
+		if (scanner_works && by_kernel(t->engine))
+			t->due = false;
 		if (!t->due || vm->region_count == 0) {
 			t->due = false;
 			continue;
@@ -382,9 +386,8 @@ static enum merge_engine engine_possible(const struct ksmd *k, const struct trac
 }
 
 /* Which engine merges each VM in this tick. */
-static void engines_decide(struct ksmd *k, const struct host_snapshot *s)
+static void engines_decide(struct ksmd *k, const struct host_snapshot *s, const char *ksm_why)
 {
-	const char *ksm_why = ksmd_host_refusal(k, s);
 	struct engine_refusal refusals[ENGINE_REFUSALS_MAX];
 	size_t count;
 
@@ -406,26 +409,34 @@ static void engines_decide(struct ksmd *k, const struct host_snapshot *s)
 	}
 }
 
+static bool scanner_is_wanted(const struct ksmd *k)
+{
+	for (size_t i = 0; i < k->vm_count; i++)
+		if (by_kernel(k->vms[i].engine))
+			return true;
+	return false;
+}
+
 /* ---- the module ---- */
 
 static int ksmd_decide(void *m, const struct host_snapshot *s)
 {
 	struct ksmd *k = m;
-	struct ksm_inputs in = { 0 };
+	struct ksm_inputs in = { .refusal = ksmd_host_refusal(k, s) };
 
 	pass_take(k, s);
 	ksmd_round_take(k, s);
-	engines_decide(k, s);
-	expectation_update(k, s);
+	engines_decide(k, s, in.refusal);
+	expectation_update(k, s, in.refusal != NULL);
 	saved_update(k, s);
 	ksmd_round_plan(k, s);
-	/* While the scanner works the estimate stands; afterwards a new pass shows what is left. A round works with
-	 * the tables that a pass would write. */
-	if (!k->pass && !k->round && !k->round_planned && k->policy.state != KSM_MERGE)
+	/* A round works with the tables that a pass would write. */
+	if (!k->pass && !k->round && !k->round_planned)
 		k->pass_planned = pass_plan(k, s);
 	if (!k->kernel)
 		return 0;
-	in.refusal = ksmd_host_refusal(k, s);
+	if (!in.refusal && !scanner_is_wanted(k))
+		in.refusal = "no VM is to be merged by the kernel's scanner";
 	in.foreign_change = ksm_kernel_was_changed(k->kernel, &s->ksm);
 	in.left_running = k->left_running && s->ksm.run == 1;
 	k->left_running = false;

@@ -55,10 +55,12 @@ static void merged_take(struct ksmd *k, const struct host_snapshot *s, const str
 		log_warning("remap domain=%s failed, ignoring: %s", d->name, strerror(-res->error));
 		return;
 	}
+	if (m->windows == 0) { /* too little to gain; the old residual's time goes on */
+		log_debug("remap domain=%s rests why=\"%" PRIu64 " MiB to gain\"", d->name, m->planned_pages >> 8);
+		return;
+	}
 	got -= m->filled_frames < got ? m->filled_frames : got;
 	d->residual_pages = m->planned_pages > got ? m->planned_pages - got : 0;
-	if (m->windows == 0)
-		return; /* too little to gain: the old residual's time goes on */
 	d->residual_ns = s->taken_ns;
 	k->rounds++;
 	k->last_round = *m;

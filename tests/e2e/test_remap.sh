@@ -99,7 +99,7 @@ wait_rounds 2 a b
 start_agent_guest c --seed 3
 wait_round c 1
 filled=$(get 'j["frames_mib"]' <"$work/merge.json")
-wait_for 60 "the third guest" status_is "[v for v in j['vms'] if v['name'] == 'c' and v['mapped_mib'] > 32]"
+wait_for 60 "the third guest" status_is "any(v['name'] == 'c' and v['mapped_mib'] > 32 for v in j['vms'])"
 echo "frames before c: $filled MiB, with c: $(get 'j["frames_mib"]' <"$work/merge.json") MiB"
 wait_rounds 2 a b c
 
