@@ -122,13 +122,19 @@ int zero_split_start(struct page_table *const *tables, size_t count, struct zero
 	return 0;
 }
 
+void zero_split_wait(struct zero_split *z)
+{
+	if (z->started)
+		pthread_join(z->thread, NULL);
+	z->started = false;
+}
+
 struct zero_split *zero_split_free(struct zero_split *z, double *cpu_seconds, uint64_t *blocks)
 {
 	if (!z)
 		return NULL;
 	z->cancel = true;
-	if (z->started)
-		pthread_join(z->thread, NULL);
+	zero_split_wait(z);
 	if (cpu_seconds)
 		*cpu_seconds += z->cpu_seconds;
 	if (blocks)

@@ -21,6 +21,8 @@ struct zero_split;
 /* Starts a thread that goes over the huge blocks in which these tables know zero pages; the tables are
  * referenced, and not to be scanned while it works. 0 or -errno. */
 int zero_split_start(struct page_table *const *tables, size_t count, struct zero_split **ret_split);
+/* Waits until it is through. */
+void zero_split_wait(struct zero_split *z);
 /* Cancels if it is still at work, and frees. Adds its CPU time and the blocks that it split, if wanted. NULL ok;
  * gives NULL. */
 struct zero_split *zero_split_free(struct zero_split *z, double *cpu_seconds, uint64_t *blocks);
