@@ -365,6 +365,26 @@ int agent_peer_hint(struct agent_peer *p, const struct agent_hint *hints, size_t
 			    &(struct command){ p->sequence, AGENT_HINT, 0, 0 });
 }
 
+int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, size_t count, int timeout_ms,
+			int *ret_error)
+{
+	struct agent_answer answer;
+	int r = 0;
+
+	*ret_error = 0;
+	for (size_t n; count > 0; hints += n, count -= n) {
+		n = count < AGENT_HINTS_MAX ? count : AGENT_HINTS_MAX;
+		r = agent_peer_hint(p, hints, n);
+		while (r == 0 && p->outstanding > 0)
+			r = agent_peer_take(p, timeout_ms, &answer) < 0 ? -ETIMEDOUT : 0;
+		if (r < 0)
+			return r;
+		if (*ret_error == 0)
+			*ret_error = answer.error;
+	}
+	return 0;
+}
+
 int agent_peer_repair(struct agent_peer *p)
 {
 	return p->journal ? agent_journal_repair(p->journal, p->pid, p->pidfd, p->uffd) : 0;

@@ -68,6 +68,10 @@ int agent_peer_merge(struct agent_peer *p, uint64_t window, const struct agent_r
 		     uint16_t min_pages_huge, uint16_t min_pages);
 /* Marks at most AGENT_HINTS_MAX ranges for the kernel's scanner. */
 int agent_peer_hint(struct agent_peer *p, const struct agent_hint *hints, size_t count);
+/* The same for any number of ranges, one packet after the other, waiting timeout_ms for each answer; nothing else may be
+ * without one. A range that could not be marked is no error of the connection: *ret_error is the first such, or 0. */
+int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, size_t count, int timeout_ms,
+			int *ret_error);
 unsigned agent_peer_outstanding(const struct agent_peer *p);
 
 /* ---- when it is silent (SAFETY.md, R5) ---- */

@@ -1,7 +1,6 @@
 #include "bench/lib/agents.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -32,7 +31,6 @@ static int listen_at(const char *path)
 struct accepting {
 	int listen_fd;
 	struct agent_peer **ret_peer;
-	int *ret_socket;
 	int error;
 };
 
@@ -41,14 +39,13 @@ static void *accept_main(void *arg)
 	struct accepting *a = arg;
 	int fd = accept4(a->listen_fd, NULL, NULL, SOCK_CLOEXEC);
 
-	*a->ret_socket = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	a->error = fd < 0 ? -errno : agent_peer_new(fd, a->ret_peer);
 	return NULL;
 }
 
 static int peer_attach(struct bench_agents *agents, int listen_fd, const char *path, size_t i)
 {
-	struct accepting a = { listen_fd, &agents->peers[i], &agents->sockets[i], 0 };
+	struct accepting a = { listen_fd, &agents->peers[i], 0 };
 	struct replay_proc *p = (struct replay_proc *)&agents->c->group->proc[i];
 	const struct agent_slot_view *slots;
 	struct agent_answer answer;
@@ -92,8 +89,6 @@ int bench_agents_attach(const struct engine_context *c, struct bench_agents *ret
 	int r;
 
 	*a = (struct bench_agents){ .c = c };
-	for (size_t i = 0; i < CAPTURES_MAX; i++)
-		a->sockets[i] = -1;
 	snprintf(path, sizeof(path), "%s/agent", c->dir);
 	r = listen_fd = listen_at(path);
 	for (; r >= 0 && a->count < c->group->count; a->count++) {
@@ -109,8 +104,6 @@ void bench_agents_end(struct bench_agents *a)
 {
 	for (size_t i = 0; i < a->count; i++) {
 		agent_peer_free(a->peers[i]);
-		if (a->sockets[i] >= 0)
-			close(a->sockets[i]);
 		page_table_unref(a->tables[i]);
 	}
 	a->count = 0;

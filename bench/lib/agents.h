@@ -11,7 +11,6 @@
 struct bench_agents {
 	const struct engine_context *c;
 	struct agent_peer *peers[CAPTURES_MAX];
-	int sockets[CAPTURES_MAX]; /* of the same connections, for what struct agent_peer cannot say */
 	struct page_table *tables[CAPTURES_MAX];
 	size_t count;
 };

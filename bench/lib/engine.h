@@ -26,6 +26,7 @@ struct engine_context {
 struct engine {
 	const char *name, *help;
 	bool uses_ksm;
+	bool marks; /* gives memory to the kernel's scanner itself: none is given to it beforehand */
 	double cap_seconds; /* stopped then, if it has not finished by itself */
 	/* 0 or -errno with the reason in ret_why (ENGINE_WHY_MAX bytes). */
 	int (*start)(const struct engine_context *c, void **ret_e, char *ret_why);
@@ -46,6 +47,7 @@ extern const struct engine engine_ksm;
 extern const struct engine engine_ksmtuned;
 extern const struct engine engine_kernel;	 /* engine_kernel.c */
 extern const struct engine engine_kernel_default;
+extern const struct engine engine_hinted;	 /* engine_hinted.c */
 extern const struct engine engine_remap;	 /* engine_remap.c */
 
 /* All engines, NULL-terminated, in the order in which they are run. */

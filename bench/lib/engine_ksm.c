@@ -24,7 +24,7 @@ const struct engine *const *engine_list(void)
 {
 	static const struct engine *const list[] = { &engine_null,   &engine_ksm,	     &engine_ksmtuned,
 						     &engine_kernel, &engine_kernel_default,
-						     &engine_remap,  NULL };
+						     &engine_hinted, &engine_remap,   NULL };
 
 	return list;
 }

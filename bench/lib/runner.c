@@ -208,12 +208,14 @@ void runner_measure(const struct runner *runner, const struct engine *engine, st
 	struct replay_group group;
 	uint64_t frames = 0;
 	struct replay_options options = runner->options;
+	bool prepared;
 	int result;
 
 	*r = (struct run_result){ .seconds_to_99 = NAN, .seconds_to_own_99 = NAN };
-	options.mergeable = prepare_ksm(runner, engine, &found, r);
-	if (!options.mergeable && engine->uses_ksm)
+	prepared = prepare_ksm(runner, engine, &found, r);
+	if (!prepared && engine->uses_ksm)
 		return;
+	options.mergeable = prepared && !engine->marks;
 	progress("%s: loading %zu guests", engine->name, runner->capture_count);
 	result = replay_group_start(runner->fs, runner->replay_program, runner->json_paths, runner->capture_count,
 				    &options, &group);
@@ -231,7 +233,7 @@ void runner_measure(const struct runner *runner, const struct engine *engine, st
 	progress("%s: %.2f s, %.2f s of CPU, %.0f MiB saved, %llu wrong pages", engine->name, r->seconds,
 		 r->cpu_seconds_total, r->saved_mib, (unsigned long long)(r->wrong_pages + r->lost_writes));
 	replay_group_end(&group);
-	if (options.mergeable)
+	if (prepared)
 		ksm_settings_write(runner->fs, &found);
 }
 
