@@ -39,6 +39,7 @@ struct window {
 
 struct ranked {
 	uint32_t score, window;
+	uint32_t turn; /* its number in the VM */
 };
 
 struct plan {

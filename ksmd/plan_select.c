@@ -158,7 +158,8 @@ static uint32_t window_score(const struct window *w)
 {
 	uint64_t cost = EXCHANGE_COST_BYTES + (uint64_t)w->runs * RUN_COST_BYTES;
 
-	if (w->huge && !w->maps_huge)
+	/* What is all zero is best of all: no frame, no mapping, and the memory that it frees is at hand for frames. */
+	if (w->huge && !w->maps_huge && w->runs > 0)
 		cost += HUGE_COST_BYTES;
 	return (uint32_t)((uint64_t)w->gain * PAGE_BYTES * SCORE_UNIT / cost);
 }
@@ -169,7 +170,18 @@ static int ranked_order(const void *a, const void *b)
 
 	if (x->score != y->score)
 		return x->score > y->score ? -1 : 1;
+	/* VM by VM in turn, so that all agents have work at the same time, and copies of a block meet while its
+	 * frames are in the cache. */
+	if (x->turn != y->turn)
+		return x->turn < y->turn ? -1 : 1;
 	return x->window < y->window ? -1 : x->window > y->window;
+}
+
+static uint32_t window_turn(const struct plan *p, uint32_t window)
+{
+	const struct plan_vm_state *vm = window_vm(p, &p->windows[window]);
+
+	return window - p->spans[vm->first_range].first_window;
 }
 
 static int windows_rank(struct plan *p)
@@ -184,7 +196,8 @@ static int windows_rank(struct plan *p)
 	p->bytes += count * sizeof(*p->order);
 	for (uint32_t i = 0; i < p->window_count; i++)
 		if (p->windows[i].keep)
-			p->order[p->order_count++] = (struct ranked){ window_score(&p->windows[i]), i };
+			p->order[p->order_count++] =
+				(struct ranked){ window_score(&p->windows[i]), i, window_turn(p, i) };
 	qsort(p->order, p->order_count, sizeof(*p->order), ranked_order);
 	return 0;
 }

@@ -173,6 +173,10 @@ struct applied {
 	size_t bytes, join_bytes;
 	uint64_t mappings[VMS_MAX];
 	uint64_t runs_huge;
+	struct {
+		uint32_t vm;
+		bool zero; /* nothing but zero pages */
+	} first[16]; /* windows, in the order in which they came */
 	const char *wrong; /* first thing that was */
 };
 
@@ -277,6 +281,7 @@ static inline struct applied world_plan(struct world *w, struct plan_limits limi
 	struct applied a = { .wrong = NULL };
 	struct plan_window *win = calloc(1, sizeof(*win));
 	uint32_t score = UINT32_MAX;
+	size_t windows = 0;
 	struct plan *p;
 
 	unit_must(win, "calloc");
@@ -296,6 +301,10 @@ static inline struct applied world_plan(struct world *w, struct plan_limits limi
 	while (plan_next(p, win) == 1 && !a.wrong) {
 		WRONG_IF(&a, win->score > score);
 		score = win->score;
+		if (windows < ARRAY_SIZE(a.first)) {
+			a.first[windows].vm = win->vm;
+			a.first[windows++].zero = win->run_count == 1 && win->runs[0].frame == PLAN_ZERO;
+		}
 		apply_window(&m, p, win, &limits, &a);
 	}
 	plan_count(p, &a.totals);

@@ -190,6 +190,32 @@ static void test_plan_known_blocks_map_huge(void)
 	world_free(&w);
 }
 
+static void test_plan_zeroes_first_vms_in_turn(void)
+{
+	uint64_t all = UINT64_MAX;
+	struct world w;
+	struct applied a;
+
+	for (size_t huge = 0; huge < 2; huge++) {
+		world_new(&w, 3, 4 * PLAN_WINDOW_PAGES);
+		copy_windows(&w, 0, 2, 0);
+		for (size_t v = 0; v < w.vms; v++) {
+			memset(w.contents[v] + 2 * PLAN_WINDOW_PAGES, 0, 2 * PLAN_WINDOW_PAGES * sizeof(uint64_t));
+			w.huge[v] = calloc(1, sizeof(uint64_t));
+			unit_must(w.huge[v], "calloc");
+			*w.huge[v] = huge ? all : 0;
+		}
+		a = world_plan(&w, PLAN_LIMITS_DEFAULT, 0);
+		CU_ASSERT_PTR_NULL(a.wrong);
+		CU_ASSERT_EQUAL(a.totals.windows, 12);
+		for (size_t i = 0; i < 12; i++) {
+			CU_ASSERT_EQUAL(a.first[i].vm, i % 3);
+			CU_ASSERT_EQUAL(a.first[i].zero, i < 6);
+		}
+		world_free(&w);
+	}
+}
+
 static void test_plan_runs_are_long(void)
 {
 	struct world w;
@@ -341,6 +367,7 @@ int main(void)
 		{ "blocks", test_plan_identical_blocks_map_huge },
 		{ "wasteful_blocks", test_plan_wasteful_blocks_merged_by_page },
 		{ "known_blocks", test_plan_known_blocks_map_huge },
+		{ "order", test_plan_zeroes_first_vms_in_turn },
 		{ "runs", test_plan_runs_are_long },
 		{ "poor_windows", test_plan_poor_windows_left_alone },
 		{ "tight", test_plan_tight_budget_prefers_long_runs },
