@@ -14,7 +14,7 @@
 /* A sweep takes one record in SWEEP_SHARE of all: 16 B / 16 is 1 byte per page of transient memory. Each
  * sweep reads all hashes once, 8 B a page, which at 10 GB/s costs 0.8 ns a page. */
 #define SWEEP_SHARE 16
-#define SWEEP_RECORDS_MIN 16384
+#define SWEEP_RECORDS_MIN 32768
 
 #define NO_RECORD UINT32_MAX
 
