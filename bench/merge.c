@@ -17,8 +17,8 @@
 #include "core/log.h"
 
 #define CAPTURES_DEFAULT "build/captures"
-#define ENGINES_DEFAULT "ksm,ksmtuned,kernel,null"
-#define ENGINES_QUICK "ksm,kernel,null"
+#define ENGINES_DEFAULT "ksm,ksmtuned,kernel,remap,null"
+#define ENGINES_QUICK "ksm,kernel,remap,null"
 #define SYNTHETIC_MEMBERS 4u
 #define SYNTHETIC_MIB 256u
 #define SCAN_ROUNDS 7u
@@ -30,7 +30,8 @@
 
 struct options {
 	const char *captures, *engines, *svg;
-	bool json, thp, quick, synthetic;
+	bool json, quick, synthetic;
+	bool kinds[REPORT_KINDS];
 	uint64_t repeat, cap_seconds;
 };
 
@@ -51,10 +52,11 @@ static void usage(FILE *out)
 	      "  --captures DIR    what bench/capture-guests.sh made; default: " CAPTURES_DEFAULT "\n"
 	      "  --synthetic       made-up guests instead; what --quick takes when there are no captures\n"
 	      "  --engines LIST    default: " ENGINES_DEFAULT "\n"
-	      "  --thp on|off      guests in huge pages, as QEMU has them, or not; default: on\n"
+	      "  --thp on|off      only guests in huge pages, as QEMU has them, or only the same in small pages;\n"
+	      "                    default: both, one after the other\n"
 	      "  --repeat N        each engine so often, in alternating order; default: 1\n"
 	      "  --cap SECONDS     stop an engine that has not finished then\n"
-	      "  --quick           under a minute: " ENGINES_QUICK "\n"
+	      "  --quick           under a minute: " ENGINES_QUICK "; guests in huge pages\n"
 	      "  --json            one JSON object on standard output instead of a table\n"
 	      "  --svg FILE        a picture of memory saved over time\n"
 	      "Needs root. Takes " KSM_LOCK_PATH " while it uses KSM, and puts KSM's settings back.\n"
@@ -88,14 +90,15 @@ static int parse_options(int argc, char **argv, struct options *o)
 	bool good = true;
 	int c;
 
-	*o = (struct options){ .captures = CAPTURES_DEFAULT, .thp = true, .repeat = 1 };
+	*o = (struct options){ .captures = CAPTURES_DEFAULT, .repeat = 1 };
 	while ((c = getopt_long(argc, argv, "h", table, NULL)) != -1) {
 		switch (c) {
 		case 'c': o->captures = optarg; break;
 		case 'e': o->engines = optarg; break;
 		case 't':
-			o->thp = strcmp(optarg, "on") == 0;
-			good &= o->thp || strcmp(optarg, "off") == 0;
+			o->kinds[KIND_HUGE] = strcmp(optarg, "on") == 0;
+			o->kinds[KIND_SMALL] = strcmp(optarg, "off") == 0;
+			good &= o->kinds[KIND_HUGE] || o->kinds[KIND_SMALL];
 			break;
 		case 'r': good &= parse_count(optarg, REPEAT_MAX, &o->repeat); break;
 		case 'C': good &= parse_count(optarg, 86400, &o->cap_seconds); break;
@@ -109,6 +112,10 @@ static int parse_options(int argc, char **argv, struct options *o)
 	}
 	if (!o->engines)
 		o->engines = o->quick ? ENGINES_QUICK : ENGINES_DEFAULT;
+	if (!o->kinds[KIND_HUGE] && !o->kinds[KIND_SMALL]) {
+		o->kinds[KIND_HUGE] = true;
+		o->kinds[KIND_SMALL] = !o->quick;
+	}
 	if (!good || optind != argc) {
 		usage(stderr);
 		return -1;
@@ -130,7 +137,9 @@ static int parse_engines(const char *list, struct report *report)
 			fprintf(stderr, "merge: --engines: no engine \"%s\"; see --help\n", name);
 			return -EINVAL;
 		}
-		report->engines[report->engine_count++].engine = engine;
+		for (int kind = 0; kind < REPORT_KINDS; kind++)
+			report->engines[kind][report->engine_count].engine = engine;
+		report->engine_count++;
 	}
 	return copy ? 0 : -ENOMEM;
 }
@@ -177,7 +186,7 @@ static int measure_oracle(struct bench *b)
 
 static void measure_scan(struct bench *b)
 {
-	struct replay_options options = { .thp = b->options.thp };
+	struct replay_options options = { .thp = b->report->first == KIND_HUGE };
 	struct report *report = b->report;
 	struct replay_group group;
 	uint64_t huge_kib = 0;
@@ -213,7 +222,7 @@ static void measure_engine(struct engine_results *e, struct runner *runner)
 }
 
 /* Every other round runs backwards, so that a machine that gets slower or faster favours nobody. */
-static void measure_engines(struct bench *b)
+static void measure_engines(struct bench *b, enum report_kind kind)
 {
 	struct report *report = b->report;
 	struct runner runner = {
@@ -223,7 +232,7 @@ static void measure_engines(struct bench *b)
 		.capture_count = b->capture_count,
 		.oracle = &report->oracle,
 		.dir = b->dir,
-		.options = { .thp = b->options.thp },
+		.options = { .thp = kind == KIND_HUGE },
 		.guarded = b->uses_ksm,
 		.cap_seconds = b->options.cap_seconds > 0 ? (double)b->options.cap_seconds :
 			       b->options.quick		  ? CAP_QUICK_SECONDS :
@@ -235,9 +244,10 @@ static void measure_engines(struct bench *b)
 		for (size_t i = 0; i < report->engine_count; i++) {
 			size_t at = round % 2 == 0 ? i : report->engine_count - 1 - i;
 
-			measure_engine(&report->engines[at], &runner);
+			measure_engine(&report->engines[kind][at], &runner);
 		}
 	}
+	report->measured[kind] = true;
 }
 
 /* In the guarded child. Gives the exit status. */
@@ -251,7 +261,12 @@ static int work(void *userdata)
 	if (r < 0)
 		return 1;
 	measure_scan(b);
-	measure_engines(b);
+	for (int kind = 0; kind < REPORT_KINDS; kind++) {
+		if (!b->options.kinds[kind])
+			continue;
+		progress("guests in %s pages", kind == KIND_HUGE ? "huge" : "4 KiB");
+		measure_engines(b, (enum report_kind)kind);
+	}
 	if (b->options.json)
 		report_json(b->report, stdout);
 	else
@@ -289,7 +304,7 @@ static int prepare(struct bench *b, char *dir)
 	b->report = calloc(1, sizeof(*b->report));
 	if (!b->report)
 		return -ENOMEM;
-	b->report->thp = b->options.thp;
+	b->report->first = b->options.kinds[KIND_HUGE] ? KIND_HUGE : KIND_SMALL;
 	r = parse_engines(b->options.engines, b->report);
 	if (r == 0)
 		r = fsio_open_root("/", false, &b->fs);
@@ -310,7 +325,7 @@ int main(int argc, char **argv)
 	if (prepare(&b, dir) < 0)
 		return 2;
 	for (size_t i = 0; i < b.report->engine_count; i++)
-		b.uses_ksm |= b.report->engines[i].engine->uses_ksm;
+		b.uses_ksm |= b.report->engines[KIND_HUGE][i].engine->uses_ksm;
 	r = ksm_guard_run(&b.fs, b.uses_ksm, dir, work, &b);
 	free(b.report);
 	return r < 0 ? 1 : r;

@@ -23,6 +23,13 @@ struct engine_context {
 	double idle_seconds;	/* how long "null" does nothing */
 };
 
+/* Of an engine that merges runs of pages by threads in the guests' processes. */
+struct engine_figures {
+	uint64_t runs;	       /* mappings made; zero pages apart */
+	uint64_t merged_pages; /* zero pages included */
+	uint64_t longest_stall_us; /* of a window, from the first page taken away to the wake-up */
+};
+
 struct engine {
 	const char *name, *help;
 	bool uses_ksm;
@@ -36,6 +43,8 @@ struct engine {
 	uint64_t (*metadata_bytes)(const void *e);
 	/* Pages of its own that hold what the guests share: not saved. From any thread. NULL: none. */
 	uint64_t (*held_pages)(const void *e);
+	/* When it has finished. NULL: none. */
+	void (*figures)(const void *e, struct engine_figures *ret_figures);
 	/* Its last decision in words, for people; borrowed until stop(). NULL: none. */
 	const char *(*why)(const void *e);
 	/* Leaves merged memory merged. Frees e. */

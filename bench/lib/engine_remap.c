@@ -99,6 +99,15 @@ static uint64_t remap_held_pages(const void *userdata)
 	return remap_memory_pages(((const struct remap_engine *)userdata)->remap);
 }
 
+static void remap_figures(const void *userdata, struct engine_figures *ret_figures)
+{
+	const struct remap_result *result = &((const struct remap_engine *)userdata)->result;
+
+	*ret_figures = (struct engine_figures){ .runs = result->runs,
+						.merged_pages = result->merged_pages + result->zero_pages,
+						.longest_stall_us = result->stall_us_max };
+}
+
 static const char *remap_why(const void *userdata)
 {
 	return ((const struct remap_engine *)userdata)->why;
@@ -113,6 +122,7 @@ const struct engine engine_remap = {
 	.step = remap_step,
 	.metadata_bytes = remap_metadata_bytes,
 	.held_pages = remap_held_pages,
+	.figures = remap_figures,
 	.why = remap_why,
 	.stop = remap_stop,
 };

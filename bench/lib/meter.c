@@ -5,11 +5,13 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "core/cleanup.h"
 #include "core/clock.h"
+#include "core/kernel_abi.h"
 #include "core/snapshot.h"
 
 #define KSM "sys/kernel/mm/ksm/"
@@ -126,13 +128,19 @@ static uint64_t agent_cpu_ns(const struct fsio *fs, pid_t pid)
 	return ns;
 }
 
-static uint64_t engine_cpu_ns(const struct meter *m)
+uint64_t meter_agents_cpu_ns(const struct meter *m)
 {
-	uint64_t ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID) + thread_cpu_ns(m->fs, m->ksmd_pid) - m->measuring_ns;
+	uint64_t ns = 0;
 
 	for (size_t i = 0; i < m->group->count; i++)
 		ns += agent_cpu_ns(m->fs, m->group->proc[i].pid);
 	return ns;
+}
+
+static uint64_t engine_cpu_ns(const struct meter *m)
+{
+	return clock_ns(CLOCK_PROCESS_CPUTIME_ID) + thread_cpu_ns(m->fs, m->ksmd_pid) - m->measuring_ns +
+	       meter_agents_cpu_ns(m);
 }
 
 int meter_start(struct meter *m, const struct fsio *fs, const struct replay_group *group, bool uses_ksm)
@@ -265,5 +273,50 @@ int meter_frames(const struct fsio *fs, const struct replay_group *group, uint64
 		*ret_frames = frames;
 	}
 	free(l.frame);
+	return r;
+}
+
+/* ---- huge mappings ---- */
+
+static int huge_file_pages(int pagemap_fd, uint64_t start, uint64_t end, uint64_t *pages)
+{
+	struct page_region regions[64];
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = start,
+		.end = end,
+		.vec = (uint64_t)(uintptr_t)regions,
+		.vec_len = ARRAY_SIZE(regions),
+		.category_mask = PAGE_IS_PRESENT | PAGE_IS_HUGE | PAGE_IS_FILE,
+		.return_mask = PAGE_IS_HUGE,
+	};
+
+	while (arg.start < end) {
+		int found = ioctl(pagemap_fd, PAGEMAP_SCAN, &arg);
+
+		if (found < 0)
+			return -errno;
+		for (int i = 0; i < found; i++)
+			*pages += (regions[i].end - regions[i].start) / PAGE_BYTES;
+		if (arg.walk_end <= arg.start)
+			return -EIO;
+		arg.start = arg.walk_end;
+	}
+	return 0;
+}
+
+int meter_huge_merged(const struct fsio *fs, const struct replay_group *group, uint64_t *ret_pages)
+{
+	uint64_t pages = 0;
+	int r = 0;
+
+	for (size_t i = 0; i < group->count && r == 0; i++) {
+		const struct replay_proc *p = &group->proc[i];
+		auto_close int fd = fsio_open(fs, O_RDONLY, "proc/%d/pagemap", (int)p->pid);
+
+		r = fd < 0 ? fd : huge_file_pages(fd, p->hva, p->hva + p->bytes, &pages);
+	}
+	if (r == 0)
+		*ret_pages = pages;
 	return r;
 }

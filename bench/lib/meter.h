@@ -41,6 +41,13 @@ int meter_take(struct meter *m, struct meter_sample *ret_sample);
  * the kernel hides frame numbers (not root); -errno. */
 int meter_frames(const struct fsio *fs, const struct replay_group *group, uint64_t *ret_frames);
 
+/* CPU time so far of the agents' threads in the guests' processes. */
+uint64_t meter_agents_cpu_ns(const struct meter *m);
+
+/* Merged guest memory that is mapped by 2 MiB entries: pages of a file under guest RAM. 0; -ENOTTY before Linux
+ * 6.7; -errno. */
+int meter_huge_merged(const struct fsio *fs, const struct replay_group *group, uint64_t *ret_pages);
+
 /* What the kernel's scanner remembers of the guests: 64 bytes per page it has looked at and per shared
  * frame. *ret_foreign_pages: pages of other processes that it has looked at as well. */
 uint64_t meter_ksm_metadata_bytes(const struct meter *m, uint64_t *ret_foreign_pages);

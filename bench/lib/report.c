@@ -52,8 +52,8 @@ const struct run_result *report_best(const struct engine_results *e)
 
 bool report_is_clean(const struct report *r)
 {
-	for (size_t i = 0; i < r->engine_count; i++) {
-		const struct engine_results *e = &r->engines[i];
+	for (size_t i = 0; i < REPORT_KINDS * ENGINES_MAX; i++) {
+		const struct engine_results *e = &r->engines[i / ENGINES_MAX][i % ENGINES_MAX];
 
 		for (size_t j = 0; j < e->count; j++) {
 			if (e->run[j].wrong_pages > 0 || e->run[j].lost_writes > 0)
@@ -96,6 +96,12 @@ static json_t *run_json(const struct run_result *r)
 	json_object_set_new(out, "saved_mib", number(r->saved_mib));
 	json_object_set_new(out, "saved_by_counters_mib", number(r->saved_counters_mib));
 	json_object_set_new(out, "metadata_bytes", json_integer((json_int_t)r->metadata_bytes));
+	json_object_set_new(out, "huge_merged_mib", number(r->huge_merged_mib));
+	if (r->has_figures) {
+		json_object_set_new(out, "runs", json_integer((json_int_t)r->figures.runs));
+		json_object_set_new(out, "merge_pages_per_s", number(r->merge_pages_per_s));
+		json_object_set_new(out, "longest_stall_us", json_integer((json_int_t)r->figures.longest_stall_us));
+	}
 	json_object_set_new(out, "foreign_pages", json_integer((json_int_t)r->foreign_pages));
 	json_object_set_new(out, "victim_p50_us", number((double)hist_quantile_ns(&r->victim, 0.5) / 1e3));
 	json_object_set_new(out, "victim_p99_us", number((double)hist_quantile_ns(&r->victim, 0.99) / 1e3));
@@ -130,19 +136,19 @@ static const char *failure_of(const struct engine_results *e)
 	return e->count > 0 && e->run[0].why[0] ? e->run[0].why : "unknown";
 }
 
-static json_t *engines_json(const struct report *r, json_t *why)
+static json_t *engines_json(const struct report *r, enum report_kind kind, json_t *why)
 {
 	json_t *out = json_object();
 
 	for (size_t i = 0; i < r->engine_count; i++) {
-		const struct engine_results *e = &r->engines[i];
+		const struct engine_results *e = &r->engines[kind][i];
 		const struct run_result *median = report_median(e);
 		json_t *row = median ? run_json(median) : json_null();
 
 		if (!median) {
 			json_object_set_new(why, e->engine->name, json_string(failure_of(e)));
 		} else if (e->count > 1) {
-			json_object_set_new(row, "runs", json_integer((json_int_t)e->count));
+			json_object_set_new(row, "repeats", json_integer((json_int_t)e->count));
 			json_object_set_new(row, "best", best_json(e));
 		}
 		json_object_set_new(out, e->engine->name, row);
@@ -206,20 +212,23 @@ static json_t *oracle_json(const struct report *r)
 
 void report_json(const struct report *r, FILE *out)
 {
-	json_t *root = json_object(), *why = json_object();
+	json_t *root = json_object(), *why = json_object(), *why_4k = json_object();
 
 	json_object_set_new(root, "oracle_mib", mib((double)r->oracle.savable));
 	json_object_set_new(root, "oracle", oracle_json(r));
 	json_object_set_new(root, "guests", json_integer((json_int_t)r->guests));
 	json_object_set_new(root, "captures", json_string(r->synthetic ? "synthetic" : "guests"));
-	json_object_set_new(root, "thp", json_string(r->thp ? "on" : "off"));
+	json_object_set_new(root, "thp", json_string(r->first == KIND_HUGE ? "on" : "off"));
 	json_object_set_new(root, "huge_share", number(r->huge_share));
 	json_object_set_new(root, "scan", r->scanned ? scan_json(r) : json_null());
 	json_object_set_new(root, "estimate", r->scanned ? estimate_json(r) : json_null());
 	if (!r->scanned)
 		json_object_set_new(why, "scan", json_string(r->scan_why));
-	json_object_set_new(root, "engines", engines_json(r, why));
+	json_object_set_new(root, "engines", engines_json(r, r->first, why));
+	json_object_set_new(root, "engines_4k",
+			    r->measured[KIND_SMALL] ? engines_json(r, KIND_SMALL, why_4k) : json_null());
 	json_object_set_new(root, "why", why);
+	json_object_set_new(root, "why_4k", why_4k);
 	json_dumpf(root, out, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
 	fputc('\n', out);
 	json_decref(root);

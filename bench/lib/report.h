@@ -19,17 +19,22 @@ struct engine_results {
 	size_t count;
 };
 
+/* Guests in huge pages, and the same guests in small ones. */
+enum report_kind { KIND_HUGE, KIND_SMALL, REPORT_KINDS };
+
 struct report {
 	struct oracle oracle;
 	bool scanned; /* the next two are valid; else scan_why says why not */
 	char scan_why[128];
 	struct scan_bench scan;
 	struct estimate estimate;
-	struct engine_results engines[ENGINES_MAX];
+	bool measured[REPORT_KINDS];
+	struct engine_results engines[REPORT_KINDS][ENGINES_MAX];
 	size_t engine_count;
 	size_t guests;
-	double huge_share; /* of the replayed memory that is in huge pages */
-	bool thp, synthetic;
+	enum report_kind first; /* the kind that scan, estimate, huge_share and picture are about */
+	double huge_share;	/* of the replayed memory that is in huge pages */
+	bool synthetic;
 };
 
 /* The run that stands for the others: the median of the good ones by time to 99 % (or to the end, for those

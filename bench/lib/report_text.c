@@ -68,10 +68,28 @@ static void print_engine(const struct engine_results *e, FILE *out)
 		m->capped ? "  stopped early" : "");
 }
 
-static void print_remarks(const struct report *r, FILE *out)
+/* What is remembered may be 12 bytes for each page and 1 KB for each run. */
+static void print_figures(const struct report *r, const struct engine_results *e, FILE *out)
+{
+	const struct run_result *m = report_median(e);
+	double limit;
+
+	if (!m || !m->has_figures)
+		return;
+	limit = (double)r->oracle.present * 12 + (double)m->figures.runs * 1000;
+	fprintf(out,
+		"%s: %llu runs, %.2f million pages/s a core, longest stall %.1f ms, %.1f MiB merged in huge mappings,\n"
+		"  metadata %.0f %% of 12 bytes a page and 1 KB a run\n",
+		e->engine->name, (unsigned long long)m->figures.runs, m->merge_pages_per_s / 1e6,
+		(double)m->figures.longest_stall_us / 1e3, m->huge_merged_mib, (double)m->metadata_bytes / limit * 100);
+}
+
+static void print_remarks(const struct report *r, enum report_kind kind, FILE *out)
 {
 	for (size_t i = 0; i < r->engine_count; i++) {
-		const struct engine_results *e = &r->engines[i];
+		const struct engine_results *e = &r->engines[kind][i];
+
+		print_figures(r, e, out);
 
 		for (size_t j = 0; j < e->count; j++) {
 			if (e->run[j].foreign_pages > 0)
@@ -88,6 +106,18 @@ static void print_remarks(const struct report *r, FILE *out)
 	}
 }
 
+static void print_engines(const struct report *r, enum report_kind kind, FILE *out)
+{
+	fprintf(out, "\n%-14s %9s %8s %8s %8s %8s %8s %9s %8s %8s %9s\n",
+		kind == KIND_HUGE ? "huge pages" : "4 KiB pages", "saved", "s to 99%", "best", "own 99%", "CPU s",
+		"in all", "metadata", "victim", "p99", "p99.9");
+	fprintf(out, "%-14s %9s %8s %8s %8s %8s %8s %9s %8s %8s %9s\n", "engine", "MiB", "", "", "", "", "", "KiB",
+		"p50 us", "us", "us");
+	for (size_t i = 0; i < r->engine_count; i++)
+		print_engine(&r->engines[kind][i], out);
+	print_remarks(r, kind, out);
+}
+
 void report_table(const struct report *r, FILE *out)
 {
 	const struct oracle *o = &r->oracle;
@@ -97,13 +127,10 @@ void report_table(const struct report *r, FILE *out)
 	fprintf(out, "oracle: %.1f MiB can be saved: %.1f zero, %.1f within guests, %.1f between guests\n",
 		pages_mib(o->savable), pages_mib(o->zero), pages_mib(o->within), pages_mib(o->between));
 	print_scan(r, out);
-	fprintf(out, "\n%-14s %9s %8s %8s %8s %8s %8s %9s %8s %8s %9s\n", "", "saved", "s to 99%", "best", "own 99%",
-		"CPU s", "in all", "metadata", "victim", "p99", "p99.9");
-	fprintf(out, "%-14s %9s %8s %8s %8s %8s %8s %9s %8s %8s %9s\n", "engine", "MiB", "", "", "", "", "", "KiB",
-		"p50 us", "us", "us");
-	for (size_t i = 0; i < r->engine_count; i++)
-		print_engine(&r->engines[i], out);
-	print_remarks(r, out);
+	for (int kind = 0; kind < REPORT_KINDS; kind++) {
+		if (r->measured[kind])
+			print_engines(r, (enum report_kind)kind, out);
+	}
 }
 
 /* ---- picture ---- */
@@ -140,12 +167,12 @@ int report_svg(const struct report *r, const char *path)
 	if (!out)
 		return -errno;
 	for (size_t i = 0; i < r->engine_count; i++) {
-		const struct run_result *m = report_median(&r->engines[i]);
+		const struct run_result *m = report_median(&r->engines[r->first][i]);
 
-		if (!m || r->engines[i].engine == &engine_null)
+		if (!m || r->engines[r->first][i].engine == &engine_null)
 			continue;
 		describe_run(notes[chart.line_count], sizeof(notes[0]), m);
-		lines[chart.line_count] = (struct svg_line){ .name = r->engines[i].engine->name,
+		lines[chart.line_count] = (struct svg_line){ .name = r->engines[r->first][i].engine->name,
 							     .note = notes[chart.line_count],
 							     .points = m->curve,
 							     .count = shown_points(m),

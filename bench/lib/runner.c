@@ -114,6 +114,15 @@ static int run_loop(const struct runner *runner, const struct engine *engine, vo
 	return 0;
 }
 
+static void take_figures(const struct engine *engine, const void *e, const struct meter *meter, struct run_result *r)
+{
+	double cpu_seconds = (double)meter_agents_cpu_ns(meter) / 1e9;
+
+	engine->figures(e, &r->figures);
+	r->has_figures = true;
+	r->merge_pages_per_s = cpu_seconds > 0 ? (double)r->figures.merged_pages / cpu_seconds : 0;
+}
+
 static int run_engine(const struct runner *runner, const struct engine *engine, struct replay_group *group,
 		      struct run_result *r)
 {
@@ -134,6 +143,8 @@ static int run_engine(const struct runner *runner, const struct engine *engine, 
 	result = run_loop(runner, engine, e, &meter, r);
 	if (result == 0 && engine->why)
 		snprintf(r->why, sizeof(r->why), "%s", engine->why(e));
+	if (engine->figures)
+		take_figures(engine, e, &meter, r);
 	if (engine->metadata_bytes)
 		r->metadata_bytes = engine->metadata_bytes(e);
 	if (engine->uses_ksm)
@@ -170,6 +181,7 @@ static int inspect(const struct runner *runner, struct replay_group *group, uint
 		   struct run_result *r)
 {
 	int result = replay_group_victims_stop(group, &r->victim, &r->lost_writes);
+	uint64_t huge_pages;
 
 	if (result < 0)
 		return fail(r, result, "victims");
@@ -178,7 +190,12 @@ static int inspect(const struct runner *runner, struct replay_group *group, uint
 		progress("  KSM has looked at %.0f MiB of other processes too: times and CPU are too high",
 			 (double)r->foreign_pages * MIB_PER_PAGE);
 	result = replay_group_check(group, &r->wrong_pages);
-	return result < 0 ? fail(r, result, "checksums") : 0;
+	if (result < 0)
+		return fail(r, result, "checksums");
+	/* The check has read every page, so what can be mapped huge is. */
+	if (meter_huge_merged(runner->fs, group, &huge_pages) == 0)
+		r->huge_merged_mib = (double)huge_pages * MIB_PER_PAGE;
+	return 0;
 }
 
 /* Scanner stopped, what it merged before forgotten: each engine starts from there. */
@@ -211,7 +228,7 @@ void runner_measure(const struct runner *runner, const struct engine *engine, st
 	bool prepared;
 	int result;
 
-	*r = (struct run_result){ .seconds_to_99 = NAN, .seconds_to_own_99 = NAN };
+	*r = (struct run_result){ .seconds_to_99 = NAN, .seconds_to_own_99 = NAN, .huge_merged_mib = NAN };
 	prepared = prepare_ksm(runner, engine, &found, r);
 	if (!prepared && engine->uses_ksm)
 		return;

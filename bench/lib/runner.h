@@ -37,6 +37,10 @@ struct run_result {
 	double saved_mib;	  /* counted by frames, or by counters where frames cannot be seen */
 	double saved_counters_mib;
 	uint64_t metadata_bytes;
+	double huge_merged_mib; /* merged memory in 2 MiB mappings, after all was read again; NAN: cannot be told */
+	bool has_figures;	/* the engine knows the next two: */
+	struct engine_figures figures;
+	double merge_pages_per_s; /* merged pages for each CPU second of the threads that exchange them */
 	uint64_t foreign_pages; /* of other processes that KSM looked at too: then its times mean little */
 	uint64_t wrong_pages, lost_writes; /* must be 0 */
 	struct hist victim;
