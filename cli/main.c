@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cli/connection.h"
+#include "cli/run.h"
 #include "cli/show.h"
 #include "core/cleanup.h"
 
@@ -42,6 +43,7 @@ static void usage(FILE *out)
 	      out);
 	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
 		fprintf(out, "%c %-13s %s\n", commands[i].looks ? '*' : ' ', commands[i].name, commands[i].help);
+	fprintf(out, "  %-13s %s\n", "run", "COMMAND...: start a VMM with the agent inside; see run --help");
 	fputs("\n"
 	      "  -j, --json          answer as JSON\n"
 	      "  -s, --socket PATH   control socket of the daemon\n"
@@ -125,6 +127,8 @@ int main(int argc, char **argv)
 	bool as_json = false;
 	int option, used, left;
 
+	if (argc > 1 && strcmp(argv[1], "run") == 0) /* before getopt sees what is COMMAND's */
+		return run_command(argc - 1, argv + 1);
 	while ((option = getopt_long(argc, argv, "js:c:hV", long_options, NULL)) != -1) {
 		switch (option) {
 		case 'j':
