@@ -50,8 +50,7 @@ static void zero_split_begin(struct ksmd *k)
 
 	k->split_done = true;
 	for (size_t i = 0; tables && i < k->vm_count; i++)
-		if (k->vms[i].table && (k->vms[i].engine == MERGE_ENGINE_KERNEL ||
-					k->vms[i].engine == MERGE_ENGINE_HINTED))
+		if (k->vms[i].table && k->vms[i].engine == MERGE_ENGINE_KERNEL)
 			tables[count++] = k->vms[i].table;
 	if (tables)
 		r = zero_split_start(tables, count, &k->split);
@@ -106,6 +105,7 @@ int ksmd_apply(void *m, bool dry_run)
 			log_warning("cannot start a pass, ignoring: %s", strerror(-r));
 	}
 	ksmd_round_begin(k, dry_run);
+	ksmd_marking_begin(k, dry_run);
 	if (k->kernel)
 		r = scanner_set(k);
 	if (k->policy.state == KSM_MERGE && !k->split_done && !k->pass && !dry_run)

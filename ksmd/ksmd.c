@@ -71,6 +71,7 @@ struct ksmd *ksmd_free(struct ksmd *k)
 		ksm_kernel_free(k->kernel);
 	}
 	round_free(k->round);
+	marking_free(k->marking);
 	agents_free(k->agents);
 	zero_split_free(k->split, NULL, NULL);
 	pass_free(k->pass);
@@ -166,6 +167,7 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s, bo
 {
 	const struct pass_result *res = k->last ? pass_wait(k->last) : NULL;
 	double expected = 0;
+	bool hinted = false;
 	uint64_t early;
 
 	k->mergeable_pages = 0;
@@ -176,8 +178,15 @@ static void expectation_update(struct ksmd *k, const struct host_snapshot *s, bo
 		if (!t || !by_kernel(refused ? t->possible : t->engine))
 			continue;
 		t->zero_pages = res->vms[i].counts.zero;
+		hinted |= t->engine == MERGE_ENGINE_HINTED;
+		if (t->engine == MERGE_ENGINE_HINTED)
+			continue;
 		expected += res->vms[i].counts.mergeable;
 		k->mergeable_pages += res->vms[i].counts.present;
+	}
+	if (hinted) { /* what their agents have marked, and no more */
+		expected += (double)k->hinted.saved;
+		k->mergeable_pages += k->hinted.pages;
 	}
 	/* A pass over new VMs that is still running (it may take long on a large host, with its CPU share) has
 	 * met contents that others have too: reason enough to start merging. */
@@ -247,7 +256,7 @@ static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 	k->last = k->pass;
 	k->pass = NULL;
 	k->passes++;
-	k->pass_taken = true;
+	k->pass_taken = k->unmarked = true;
 	for (size_t i = 0; i < k->domain_count; i++)
 		k->domains[i]->passed = true;
 	log_info("pass vms=%zu scanned=%" PRIu64 " MiB mergeable=%.0f MiB zero=%" PRIu64
@@ -292,7 +301,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 			t->due = false;
 			continue;
 		}
-		t->early = !t->passed_ns && by_kernel(t->possible);
+		t->early = !t->passed_ns && t->engine == MERGE_ENGINE_KERNEL;
 		t->passed_ns = s->taken_ns;
 		any = true;
 	}
@@ -426,12 +435,14 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 
 	pass_take(k, s);
 	ksmd_round_take(k, s);
+	ksmd_marking_take(k);
 	engines_decide(k, s, in.refusal);
 	expectation_update(k, s, in.refusal != NULL);
 	saved_update(k, s);
 	ksmd_round_plan(k, s);
-	/* A round works with the tables that a pass would write. */
-	if (!k->pass && !k->round && !k->round_planned)
+	ksmd_marking_plan(k);
+	/* Both work with the tables that a pass would write. */
+	if (!k->pass && !k->round && !k->round_planned && !k->marking && !k->marking_planned)
 		k->pass_planned = pass_plan(k, s);
 	if (!k->kernel)
 		return 0;
@@ -461,7 +472,7 @@ const struct module_ops ksmd_ops = {
 
 int ksmd_round_fd(const struct ksmd *k)
 {
-	return k->round ? round_done_fd(k->round) : -1;
+	return k->round ? round_done_fd(k->round) : k->marking ? marking_done_fd(k->marking) : -1;
 }
 
 bool ksmd_vm_figures(const struct ksmd *k, const struct vm_snapshot *vm, struct frame_user_figures *ret_figures)

@@ -34,7 +34,7 @@ bool ksmd_agents_dispatch(struct ksmd *k);
 /* Descriptors that are readable when a background pass, or a round of merging, has ended; the next tick takes the
  * result in. -1 while none runs. */
 int ksmd_pass_fd(const struct ksmd *k);
-int ksmd_round_fd(const struct ksmd *k);
+int ksmd_round_fd(const struct ksmd *k); /* or marking for the kernel's scanner */
 
 /* What the module is doing, for people and tests. Pointers are borrowed until the next tick. */
 struct ksmd_status {

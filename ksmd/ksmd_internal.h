@@ -8,6 +8,7 @@
 #include "ksmd/agents.h"
 #include "ksmd/ksm_kernel.h"
 #include "ksmd/ksmd.h"
+#include "ksmd/marking.h"
 #include "ksmd/round.h"
 
 /* Between the moment when frames may have become free, or the sweep before, and the next sweep: a look at the mappings of
@@ -76,6 +77,10 @@ struct ksmd {
 	struct domain *round_planned;  /* NULL: none */
 	uint64_t rounds;
 	struct remap_result last_round;
+	struct marking *marking; /* in the background; NULL: none */
+	bool marking_planned;
+	bool unmarked;		    /* a pass has ended since memory was marked */
+	struct hints_totals hinted; /* of the last marking */
 	struct zero_split *split; /* at work while the scanner is; NULL: none */
 	bool split_done;	  /* in this run of the scanner */
 	struct ksm_snapshot seen; /* the kernel's settings in this tick, for the log */
@@ -103,5 +108,11 @@ void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s);
 void ksmd_round_begin(struct ksmd *k, bool dry_run);
 /* Pages of a VM that merging by its agent saves now, its share of the frames not taken off. */
 uint64_t ksmd_round_vm_saved(const struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm);
+
+
+/* hinted.c: the same for marking memory for the kernel's scanner. */
+void ksmd_marking_take(struct ksmd *k);
+void ksmd_marking_plan(struct ksmd *k);
+void ksmd_marking_begin(struct ksmd *k, bool dry_run);
 
 #endif

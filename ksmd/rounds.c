@@ -107,7 +107,7 @@ static bool wants_round(const struct ksmd *k, const struct domain *d)
 void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s)
 {
 	k->round_planned = NULL;
-	if (k->round || k->pass || !k->agents)
+	if (k->round || k->marking || k->pass || !k->agents)
 		return;
 	for (size_t i = 0; i < k->domain_count && !k->round_planned; i++) {
 		struct domain *d = k->domains[i];
