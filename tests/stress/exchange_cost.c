@@ -12,6 +12,7 @@ struct kind {
 	bool huge;
 	unsigned pages; /* of the window that are equal, from its start */
 	unsigned run;	/* pages a run; between two runs one page is not named */
+	bool advice;	/* RAM has advice that each new mapping gets again (R8) */
 };
 
 static void fill_window(const struct kind *k)
@@ -48,7 +49,8 @@ static void measure(const struct kind *k)
 	struct exchange_counters before;
 	unsigned runs = 0, merged = 0;
 
-	rig_new(&rig, (struct rig_how){ .huge = k->huge });
+	rig_new(&rig, (struct rig_how){ .huge = k->huge, .dontfork = k->advice, .dontdump = k->advice });
+	rig.opt.min_pages_huge = 1;
 	c = exchange_counters(rig.x);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		uint64_t start;
@@ -83,10 +85,17 @@ static void measure(const struct kind *k)
 int main(void)
 {
 	static const struct kind kinds[] = {
-		{ "huge, full", true, 512, 512 },	  { "huge, half", true, 256, 256 },
-		{ "huge, runs of 8", true, 512, 8 },
-		{ "4K, full", false, 512, 512 },	  { "4K, half", false, 256, 256 },
-		{ "4K, runs of 8", false, 512, 8 },	  { "4K, runs of 1", false, 512, 1 },
+		{ "huge, full", true, 512, 512, false },
+		{ "huge, half", true, 256, 256, false },
+		{ "huge, 64 pages", true, 64, 64, false },
+		{ "huge, 1 page", true, 1, 1, false },
+		{ "huge, runs of 8", true, 512, 8, false },
+		{ "same, with advice", true, 512, 8, true },
+		{ "4K, full", false, 512, 512, false },
+		{ "4K, half", false, 256, 256, false },
+		{ "4K, runs of 8", false, 512, 8, false },
+		{ "same, with advice", false, 512, 8, true },
+		{ "4K, runs of 1", false, 512, 1, false },
 	};
 	const char *why = "a userfaultfd cannot be opened";
 	int fd = uffd_open();
