@@ -65,11 +65,12 @@ help:
 	@echo 'make demo        set up this machine, then show the program on four real guests (root)'
 	@echo 'make check       set up this machine, then run all tests (real guests only as root)'
 	@echo 'make check-asan  the same with AddressSanitizer and UBSan, into $(BUILD)-asan/'
+	@echo 'make check-tsan  the agent with ThreadSanitizer, into $(BUILD)-tsan/'
 	@echo 'make bench       set up, then compare merging with kernel KSM and ksmtuned (root)'
 	@echo 'make fuzz        run every fuzzer for FUZZ_SECONDS=$(FUZZ_SECONDS) seconds'
 	@echo 'make deps        install the Debian packages that building and testing need (root)'
 	@echo 'make install     into PREFIX=$(PREFIX), below DESTDIR'
-	@echo 'make clean       remove $(BUILD)/ and $(BUILD)-asan/'
+	@echo 'make clean       remove $(BUILD)/, $(BUILD)-asan/ and $(BUILD)-tsan/'
 
 # ---- setting up ----
 
@@ -90,7 +91,7 @@ setup:
 		&& $(MAKE) --no-print-directory deps || true
 	@dpkg-query -W $(DEPS) >/dev/null
 
-.PHONY: demo check check-asan bench
+.PHONY: demo check check-asan check-tsan bench
 demo: setup
 	$(Q)$(MAKE) --no-print-directory all
 	$(Q)BUILD=$(abspath $(BUILD)) tests/e2e/demo.sh
@@ -103,6 +104,18 @@ check-asan: setup
 	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)-asan SAN=address,undefined all unit-tests
 	$(Q)mkdir -p $(BUILD) && ln -sfn $(abspath $(BUILD))/guest $(BUILD)-asan/guest
 	$(Q)BUILD=$(abspath $(BUILD)-asan) tests/run.sh
+
+# What runs inside a VMM, and no more: liburcu, which the daemon's side needs, is not built for it. Each reason why a
+# report is none stands in tests/tsan.supp. Threads are left alone in children that end at once. By clang: gcc does not watch a
+# memset() or memcpy() that it expands in place.
+TSAN_SECONDS ?= 5
+check-tsan: setup
+	$(Q)$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)-tsan SAN=thread $(TSAN_TESTS:%=$(BUILD)-tsan/tests/%) \
+		$(BUILD)-tsan/tests/stress-remap
+	$(Q)export TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp report_thread_leaks=0 history_size=7"; \
+	export BUILD=$(abspath $(BUILD)-tsan) AGENT_SECONDS=$(TSAN_SECONDS); \
+	tests/run.sh $(TSAN_TESTS) && $(BUILD)-tsan/tests/stress-remap $(TSAN_SECONDS)
+TSAN_TESTS := test_agent test_agent_threads test_exchange
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory all
@@ -157,7 +170,7 @@ man: $(MAN)
 
 .PHONY: clean
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan
 
 # ---- building ----
 
@@ -214,7 +227,7 @@ $(BUILD)/tests/test_kvm $(BUILD)/tests/test_vms: $(BUILD)/tests/lib/domain.o $(B
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
 
-$(BUILD)/tests/test_agent $(BUILD)/tests/test_agent_life $(BUILD)/tests/test_preload: $(AGENT_OBJ)
+$(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)
 $(BUILD)/tests/unit/test_exchange.o: CPPFLAGS += -DEXCHANGE_HOOKS

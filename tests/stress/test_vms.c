@@ -17,15 +17,6 @@
 #define HEAP_SLACK_BYTES 65536u
 #define MAPS_SLACK 8u /* threads' stacks that the C library keeps */
 
-/* A sanitizer's memory comes and goes as it likes: only descriptors are compared then. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
-#else
-#define SANITIZED 0
-#endif
-
 /* ---- what a process holds ---- */
 
 struct holds {
@@ -53,6 +44,7 @@ static struct holds holds_now(void)
 	while (readdir(d))
 		h.fds++;
 	closedir(d);
+	/* A sanitizer's memory comes and goes as it likes: only descriptors are compared then. */
 	h.maps = SANITIZED ? 0 : lines_in("/proc/self/maps");
 	h.heap_bytes = SANITIZED ? 0 : mallinfo2().uordblks;
 	return h;

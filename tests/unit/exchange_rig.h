@@ -16,14 +16,6 @@
 #define RIG_PAGES (RIG_WINDOWS * WINDOW_PAGES)
 #define RIG_FRAMES 1024u
 
-#if defined(__SANITIZE_ADDRESS__)
-#define RIG_ASAN 1
-#elif defined(__has_feature)
-#define RIG_ASAN __has_feature(address_sanitizer)
-#else
-#define RIG_ASAN 0
-#endif
-
 struct rig {
 	int uffd, pagemap_fd;
 	struct exchange_journal *journal;

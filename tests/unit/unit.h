@@ -24,6 +24,7 @@
 
 #include "core/cleanup.h"
 #include "core/snapshot.h"
+#include "tests/lib/sanitized.h"
 
 #define UNIT_FIXTURES "tests/fixtures" /* tests run in the root of the source tree */
 
