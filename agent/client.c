@@ -50,6 +50,11 @@ void client_guard_unlock(void)
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
+struct memvirt_agent *client_agent(void)
+{
+	return active;
+}
+
 /* The exchange's lock fails only when nothing can be merged any more; the call goes ahead without it then. */
 static struct exchange *ram_locked; /* with the guard held: which lock is */
 
@@ -134,6 +139,7 @@ static void fork_child(void)
 		cleanup_close(&a->store.fd);
 		a->sock = a->uffd = a->journal_fd = a->wake = a->store.fd = -1;
 		client_ram_untold(a);
+		client_ram_inherited(a); /* other memory may come to be where RAM is not */
 	}
 	client_guard_unlock();
 }
@@ -170,6 +176,11 @@ static int agent_new(const char *path, struct memvirt_agent **ret_agent, const c
 	int err;
 
 	*ret_why = "this process has an agent already";
+	if (active && active->own && active->child && !client_ram_inherited(active)) {
+		agent_free(active); /* a child that becomes a VMM itself, with RAM of its own */
+		active = NULL;
+		client_touched_clear();
+	}
 	if (active)
 		return -EBUSY;
 	*ret_why = "fork() cannot be watched";
@@ -233,7 +244,7 @@ int client_start(const char *path, struct memvirt_agent **ret_agent)
 
 	if (err < 0)
 		return err;
-	a->prints = true;
+	a->own = a->prints = true;
 	atomic_store(&a->ended, "not connected yet");
 	err = thread_start(a);
 	if (err < 0) {
@@ -262,7 +273,7 @@ struct memvirt_agent *memvirt_agent_detach(struct memvirt_agent *a)
 		pthread_join(a->thread, NULL);
 	client_guard_lock();
 	active = NULL;
-	client_ram_clear();
+	client_touched_clear();
 	agent_free(a);
 	client_guard_unlock();
 	return NULL;

@@ -2,6 +2,7 @@
  *
  * client.c          the calls of memvirt-agent.h, fork, the guard
  * client_ram.c      which memory is guest RAM, what the daemon has been told of it, what was discarded
+ * client_touched.c  the same ranges, for those who must not wait
  * client_connect.c  the agent's thread: connects, says hello, serves, pauses, connects again
  * client_serve.c    what the daemon asks for
  *
@@ -54,6 +55,7 @@ struct memvirt_agent {
 	pthread_t thread;
 	bool thread_runs;
 	bool child; /* a fork's: no thread, no daemon, no descriptors */
+	bool own;    /* the preload's: nobody else knows of it */
 	bool prints; /* one line, once, when memory is not merged */
 	atomic_bool stop;
 	_Atomic(const char *) ended;
@@ -80,10 +82,12 @@ struct memvirt_agent {
 /* client.c. All signals and cancellation are held off by the guard. */
 void client_guard_lock(void);
 void client_guard_unlock(void);
+struct memvirt_agent *client_agent(void); /* of this process; NULL: none. The guard is held. */
 /* The guard and, if there is an exchange, its lock. NULL: this process has no agent; the guard is held all the same. */
 struct memvirt_agent *client_ram_lock(void);
 void client_ram_unlock(struct memvirt_agent *a);
-/* An agent that starts by itself, for the preload: its thread makes the connection. The guard is held. -errno. */
+/* An agent that starts by itself, for the preload: its thread makes the connection. The guard is held. -errno; -EBUSY:
+ * there is one, or a forked child has inherited one with memory that may be merged. */
 int client_start(const char *path, struct memvirt_agent **ret_agent);
 void client_wake(struct memvirt_agent *a);
 
@@ -99,9 +103,13 @@ bool client_wait(struct memvirt_agent *a, int fd, int timeout_ms);
 const char *client_serve_one(struct memvirt_agent *a);
 void client_store_drop(struct memvirt_agent *a);
 
-/* client_ram.c. Without a lock, and wait-free: does [addr, addr+len) touch guest RAM? */
+/* client_touched.c. Without a lock, and wait-free: does [addr, addr+len) touch guest RAM? */
 bool client_ram_touched(uint64_t addr, uint64_t len);
-/* With the guard held. -EEXIST, -ENOSPC, -EINVAL. */
+/* With the guard held: entry i of the agent's is now this; end 0: none. _clear: no agent any more. */
+void client_touched_set(unsigned i, uint64_t start, uint64_t end);
+void client_touched_clear(void);
+
+/* client_ram.c. With the guard held. -EEXIST, -ENOSPC, -EINVAL. */
 int client_ram_add(struct memvirt_agent *a, uint64_t addr, uint64_t len, uint64_t due_ns, struct ram **ret_ram,
 		   const char **ret_why);
 /* Looks at a candidate: into the exchange if every rule allows it, else to be marked for the kernel's scanner at
@@ -115,7 +123,8 @@ uint64_t client_ram_due(struct memvirt_agent *a);
 size_t client_ram_next(struct memvirt_agent *a, struct packet *ret_packet);
 /* A new connection: nothing was told. */
 void client_ram_untold(struct memvirt_agent *a);
-void client_ram_clear(void); /* no agent any more */
+/* In a forked child: forgets RAM that is not there (MADV_DONTFORK). Returns whether any is left. */
+bool client_ram_inherited(struct memvirt_agent *a);
 
 /* With both locks held; after the real call. */
 void client_ram_remove(struct memvirt_agent *a, struct ram *r);

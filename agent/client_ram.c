@@ -4,7 +4,7 @@
  * a slot of it as long as the entry lives, also when merging there is over ("closed"): its map of merged pages is what
  * makes a later MADV_DONTNEED right.
  *
- * The guard is held throughout, but in client_ram_touched(). */
+ * The guard is held throughout. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,49 +28,6 @@ static const char why_protected[] = "memory is not private, readable and writabl
 static const char why_uneven[] = "memory has not the same attributes everywhere";
 
 static atomic_bool locked_future; /* mlockall(MCL_FUTURE), maybe before there was an agent */
-
-/* ---- without a lock ---- */
-
-/* The same ranges as in the entries, for calls that have nothing to do with RAM. An entry is published when the VMM
- * itself names the range, in its own call: a thread that changes these mappings later has either seen that call return,
- * or races with it, which is the VMM's own mistake. When a range goes, a reader may still see it, takes the lock
- * and finds nothing; with a range half changed it may miss memory that is being unmapped at this moment. */
-static struct {
-	_Atomic(uint64_t) start, end; /* end 0: free */
-} touched[AGENT_SLOTS_MAX];
-static atomic_uint touched_most; /* entries that were ever used */
-
-bool client_ram_touched(uint64_t addr, uint64_t len)
-{
-	unsigned n = atomic_load_explicit(&touched_most, memory_order_acquire);
-	uint64_t last = len > 0 ? addr + (len - 1) : addr;
-
-	if (last < addr)
-		last = UINT64_MAX;
-	for (unsigned i = 0; i < n; i++) {
-		uint64_t end = atomic_load_explicit(&touched[i].end, memory_order_acquire);
-
-		if (addr < end && last >= atomic_load_explicit(&touched[i].start, memory_order_relaxed))
-			return true;
-	}
-	return false;
-}
-
-static void touched_set(unsigned i, uint64_t start, uint64_t end)
-{
-	atomic_store_explicit(&touched[i].end, 0, memory_order_release);
-	atomic_store_explicit(&touched[i].start, start, memory_order_release);
-	atomic_store_explicit(&touched[i].end, end, memory_order_release);
-	if (i >= atomic_load(&touched_most))
-		atomic_store(&touched_most, i + 1);
-}
-
-void client_ram_clear(void)
-{
-	for (unsigned i = 0; i < AGENT_SLOTS_MAX; i++)
-		touched_set(i, 0, 0);
-	atomic_store(&touched_most, 0);
-}
 
 /* ---- entries ---- */
 
@@ -123,7 +80,7 @@ int client_ram_add(struct memvirt_agent *a, uint64_t addr, uint64_t len, uint64_
 		return -ENOSPC;
 	*ret_why = "";
 	*room = (struct ram){ .state = RAM_CANDIDATE, .start = addr, .end = addr + len, .due_ns = due_ns };
-	touched_set((unsigned)(room - a->ram), room->start, room->end);
+	client_touched_set((unsigned)(room - a->ram), room->start, room->end);
 	*ret_ram = room;
 	return 0;
 }
@@ -172,8 +129,24 @@ void client_ram_remove(struct memvirt_agent *a, struct ram *r)
 	if (r->exchanged)
 		exchange_slot_drop(a->x, (void *)(uintptr_t)r->start);
 	gone_push(a, r);
-	touched_set((unsigned)(r - a->ram), 0, 0);
+	client_touched_set((unsigned)(r - a->ram), 0, 0);
 	memset(r, 0, sizeof(*r));
+}
+
+bool client_ram_inherited(struct memvirt_agent *a)
+{
+	unsigned char present;
+	bool any = false;
+
+	RAM_FOR_EACH(a, r) {
+		if (r->state == RAM_FREE)
+			continue;
+		if (syscall(SYS_mincore, r->start, PAGE, &present) < 0 && errno == ENOMEM)
+			client_ram_remove(a, r);
+		else
+			any = true;
+	}
+	return any;
 }
 
 void client_ram_untold(struct memvirt_agent *a)

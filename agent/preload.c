@@ -51,18 +51,25 @@ static uint64_t number(const void *addr)
 
 /* ---- what is guest RAM ---- */
 
-/* With the guard held. In a forked child its parent's agent is found: nothing is started there. */
+/* With the guard held. NULL: there is none, and none can be. A forked child has its parent's, for discards only, unless
+ * it has none of its parent's RAM: then it may be a VMM, too. */
 static struct memvirt_agent *agent_here(struct memvirt_agent *a)
 {
-	static bool tried;
+	static bool failed;
 	const char *path = secure_getenv("MEMVIRT_AGENT_SOCKET");
+	int err;
 
-	if (a || tried)
+	if (a && !a->child)
 		return a;
-	tried = true;
-	if (client_start(path && *path ? path : SOCKET_DEFAULT, &a) < 0)
+	if (failed)
+		return NULL;
+	err = client_start(path && *path ? path : SOCKET_DEFAULT, &a);
+	if (err == 0)
+		return a;
+	if (err != -EBUSY)
 		dprintf(STDERR_FILENO, "memvirt-agent: memory is not merged by remap: no thread can be started\n");
-	return a;
+	failed = true;
+	return NULL;
 }
 
 /* Not from inside an allocator, see above: this may allocate. */
@@ -73,11 +80,11 @@ static void ram_learn(const void *addr, size_t len)
 	const char *why;
 	struct ram *r;
 
-	a = agent_here(client_ram_lock());
-	if (a && !a->child &&
-	    client_ram_add(a, number(addr), pages_up(len), clock_mono_ns() + SETTLE_NS, &r, &why) == 0)
+	client_guard_lock();
+	a = agent_here(client_agent());
+	if (a && client_ram_add(a, number(addr), pages_up(len), clock_mono_ns() + SETTLE_NS, &r, &why) == 0)
 		client_wake(a);
-	client_ram_unlock(a);
+	client_guard_unlock();
 	errno = saved;
 }
 

@@ -387,17 +387,37 @@ static uint8_t *ram_new(int advice)
 	return ram;
 }
 
+/* What came before it is not the child's; what the child makes may come to be at the same place. */
+static void go_on_in_child(void)
+{
+	uint8_t *ram = ram_new(MADV_DONTFORK);
+	int status;
+	pid_t pid;
+
+	sleep(2); /* until it is offered */
+	pid = fork();
+	if (pid == 0)
+		return;
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || !ram_is(ram, 0, 0))
+		_exit(2);
+	_exit(status != 0);
+}
+
 int main(int argc, char **argv)
 {
+	const char *what = argc > 1 ? argv[1] : "";
 	unsigned char number;
 	int line;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (strcmp(what, "child") == 0)
+		go_on_in_child();
 	for (int i = 0; i < VMM_SCENARIOS; i++) {
-		if (vmm_ram_of(i) == i) /* argument: not a VMM, only a program that likes huge pages */
-			rams[i] = ram_new(argc > 1 ? MADV_HUGEPAGE : i == VMM_FORK ? MADV_MERGEABLE : MADV_DONTFORK);
+		if (vmm_ram_of(i) == i) /* "not": no VMM, only a program that likes huge pages */
+			rams[i] = ram_new(strcmp(what, "not") == 0 ? MADV_HUGEPAGE :
+					  i == VMM_FORK		   ? MADV_MERGEABLE :
+								     MADV_DONTFORK);
 	}
-	(void)argv;
 	if (write(VMM_FROM_FD, rams, sizeof(rams)) != sizeof(rams))
 		return 2;
 	while (read(VMM_TO_FD, &number, 1) == 1) {

@@ -19,7 +19,8 @@ struct vmm {
 };
 
 struct vmm_options {
-	bool nobody, not_a_vmm;
+	bool nobody;
+	const char *what; /* argument of the VMM */
 };
 
 static void vmm_exec(int to, int from, const struct vmm_options *o)
@@ -34,7 +35,7 @@ static void vmm_exec(int to, int from, const struct vmm_options *o)
 	if (o->nobody && (setgroups(0, NULL) < 0 || setresgid(65534, 65534, 65534) < 0 ||
 			  setresuid(65534, 65534, 65534) < 0))
 		_exit(3);
-	execl(program, program, o->not_a_vmm ? "not" : NULL, NULL);
+	execl(program, program, o->what, NULL);
 	_exit(4);
 }
 
@@ -311,12 +312,30 @@ static void test_preload_daemon_comes_and_goes_one_line(void)
 
 static void test_preload_program_that_is_no_vmm_left_alone(void)
 {
-	static const struct vmm_options options = { .not_a_vmm = true };
+	static const struct vmm_options options = { .what = "not" };
 
 	vmm_start(&vmm, &options);
 	CU_ASSERT_FALSE(daemon_accept(1500));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_UNMAP), 0);
 	rig.sock = -1;
+	check_end("");
+}
+
+static void test_preload_child_with_ram_of_its_own_is_a_vmm(void)
+{
+	static const struct vmm_options options = { .what = "child" };
+	int parents;
+
+	vmm_start(&vmm, &options);
+	CU_ASSERT_TRUE_FATAL(daemon_accept(5000));
+	parents = rig.sock;
+	CU_ASSERT_TRUE_FATAL(daemon_accept(5000));
+	CU_ASSERT_TRUE(daemon_meets() && packet_of(AGENT_SLOT, vmm.rams[VMM_DONTNEED]));
+	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_DONTNEED], 0, VMM_MERGED, 0), (int)VMM_MERGED);
+	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_DONTNEED), 0);
+	close(rig.sock);
+	rig.sock = parents;
+	CU_ASSERT_TRUE(daemon_meets() && slots_come(1)); /* it has what it had */
 	check_end("");
 }
 
@@ -388,6 +407,7 @@ int main(int argc, char **argv)
 		{ "race", test_preload_discards_race_with_merging_no_byte_wrong },
 		{ "daemon", test_preload_daemon_comes_and_goes_one_line },
 		{ "no_vmm", test_preload_program_that_is_no_vmm_left_alone },
+		{ "child", test_preload_child_with_ram_of_its_own_is_a_vmm },
 		{ "uffd_granted", test_preload_without_privilege_merges_by_daemons_userfaultfd },
 		{ "uffd_refused", test_preload_userfaultfd_refused_one_line_and_runs_on },
 		{ "symbols", test_preload_library_exports_what_it_interposes_and_no_more },
