@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -383,6 +384,9 @@ static uint8_t *ram_new(int advice)
 	for (unsigned p = 0; p < VMM_RAM_PAGES; p++)
 		page_put(ram, p, content_of(p));
 	if (madvise(ram, VMM_RAM_BYTES, advice) < 0)
+		_exit(2);
+	/* Only a sign for the agent: the kernel's own merging, if it runs on this machine, must not come first. */
+	if (advice == MADV_MERGEABLE && syscall(SYS_madvise, ram, VMM_RAM_BYTES, MADV_UNMERGEABLE) < 0)
 		_exit(2);
 	return ram;
 }

@@ -154,6 +154,25 @@ static int daemon_merge(uint64_t window, unsigned first, unsigned pages, uint32_
 	return m->error < 0 ? m->error : m->results[0].merged;
 }
 
+/* A page may be busy for a moment, whatever else goes on in this machine. Those that are merged are absent then. */
+static bool daemon_merges_all(uint64_t window, unsigned first, unsigned pages, uint32_t frame)
+{
+	unsigned merged = 0;
+
+	for (unsigned tries = 0; tries < 20 && merged < pages; tries++) {
+		int got = daemon_merge(window, first, pages, frame);
+
+		if (got < 0)
+			return false;
+		merged += (unsigned)got;
+		if (merged < pages)
+			poll(NULL, 0, 10);
+	}
+	if (merged != pages)
+		printf("\n    merged %u of %u, outcome %u\n", merged, pages, packet_merged(&rig.in)->results[0].outcome);
+	return merged == pages;
+}
+
 /* ---- every call on merged memory ---- */
 
 static struct vmm vmm;
@@ -163,9 +182,8 @@ static bool rams_merged(void)
 	for (int i = 0; i < VMM_SCENARIOS; i++) {
 		if (vmm.rams[i] == 0 || i == VMM_RACE)
 			continue;
-		if (daemon_merge(vmm.rams[i], 0, VMM_MERGED, 0) != (int)VMM_MERGED ||
-		    daemon_merge(vmm.rams[i], VMM_ZERO_FIRST, VMM_ZERO_END - VMM_ZERO_FIRST, AGENT_ZERO) !=
-			    (int)(VMM_ZERO_END - VMM_ZERO_FIRST))
+		if (!daemon_merges_all(vmm.rams[i], 0, VMM_MERGED, 0) ||
+		    !daemon_merges_all(vmm.rams[i], VMM_ZERO_FIRST, VMM_ZERO_END - VMM_ZERO_FIRST, AGENT_ZERO))
 			return false;
 	}
 	return true;
@@ -201,7 +219,7 @@ static void check_discards(void)
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_FREE), 0);
 	CU_ASSERT_TRUE(packet_of(AGENT_RELEASED, vmm.rams[VMM_FREE]));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_REMOVE), 0);
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_DONTNEED], 60, 1, 60), 1);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_DONTNEED], 60, 1, 60));
 }
 
 static void check_mappings(void)
@@ -224,19 +242,19 @@ static void check_protection(void)
 	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_PROTECT], 100, 10, 100), -EINVAL);
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_UNPROTECT), 0);
 	CU_ASSERT_TRUE(slot_told(vmm.rams[VMM_PROTECT], ""));
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_PROTECT], 100, 10, 100), 10);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_PROTECT], 100, 10, 100));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_LOCK), 0);
 	CU_ASSERT_TRUE(slot_told(vmm.rams[VMM_LOCK], "memory is locked (mlock)"));
 	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_LOCK], 100, 10, 100), -EINVAL);
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_UNLOCK), 0);
 	CU_ASSERT_TRUE(slot_told(vmm.rams[VMM_LOCK], ""));
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_LOCK], 100, 10, 100), 10);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_LOCK], 100, 10, 100));
 }
 
 static void check_advice(void)
 {
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_ADVISE), 0);
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_ADVISE], 100, 10, 100), 10);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_ADVISE], 100, 10, 100));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_ADVISE_PART), 0);
 	CU_ASSERT_TRUE(slot_told(vmm.rams[VMM_ADVISE_PART], "memory has not the same attributes everywhere"));
 }
@@ -250,13 +268,13 @@ static void test_preload_each_call_on_merged_memory_as_on_anonymous(void)
 	check_protection();
 	check_advice();
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_FORK), 0);
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_FORK], 100, 10, 100), 10);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_FORK], 100, 10, 100));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_LOCK_ALL), 0);
 	CU_ASSERT_TRUE(slot_told(vmm.rams[VMM_LOCK_ALL], "memory is locked (mlock)"));
 	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_LOCK_ALL], 100, 10, 100), -EINVAL);
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_UNLOCK_ALL), 0);
 	CU_ASSERT_TRUE(slot_told(vmm.rams[VMM_LOCK_ALL], ""));
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_LOCK_ALL], 100, 10, 100), 10);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_LOCK_ALL], 100, 10, 100));
 	check_end("");
 }
 
@@ -305,7 +323,7 @@ static void test_preload_daemon_comes_and_goes_one_line(void)
 	}
 	CU_ASSERT_TRUE_FATAL(daemon_accept(9000));
 	CU_ASSERT_TRUE(daemon_meets() && packet_of(AGENT_SLOT, vmm.rams[VMM_DONTNEED]));
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_DONTNEED], 0, VMM_MERGED, 0), (int)VMM_MERGED);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_DONTNEED], 0, VMM_MERGED, 0));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_DONTNEED), 0);
 	check_end(GONE);
 }
@@ -331,7 +349,7 @@ static void test_preload_child_with_ram_of_its_own_is_a_vmm(void)
 	parents = rig.sock;
 	CU_ASSERT_TRUE_FATAL(daemon_accept(5000));
 	CU_ASSERT_TRUE(daemon_meets() && packet_of(AGENT_SLOT, vmm.rams[VMM_DONTNEED]));
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_DONTNEED], 0, VMM_MERGED, 0), (int)VMM_MERGED);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_DONTNEED], 0, VMM_MERGED, 0));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_DONTNEED), 0);
 	close(rig.sock);
 	rig.sock = parents;
@@ -354,7 +372,7 @@ static void test_preload_without_privilege_merges_by_daemons_userfaultfd(void)
 	CU_ASSERT_TRUE(packet_of(AGENT_UFFD_ASK, 0));
 	CU_ASSERT_EQUAL(packet_send(rig.sock, &yes, sizeof(yes), &device, 1), 0);
 	CU_ASSERT_TRUE(daemon_meets() && packet_of(AGENT_SLOT, vmm.rams[VMM_DONTNEED]));
-	CU_ASSERT_EQUAL(daemon_merge(vmm.rams[VMM_DONTNEED], 0, VMM_MERGED, 0), (int)VMM_MERGED);
+	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_DONTNEED], 0, VMM_MERGED, 0));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_DONTNEED), 0);
 	check_end("");
 }
