@@ -287,6 +287,23 @@ static atomic_bool race_over;
 static atomic_int race_failed;
 static uint8_t *race_ram;
 
+/* What closes the slot for a while and opens it again. */
+static int racer_shut(uint8_t *at, unsigned p, unsigned span)
+{
+	CHECK(mprotect(at, span * VMM_PAGE, PROT_READ) == 0 && !writable(at));
+	for (unsigned i = p; i < p + span; i++)
+		CHECK(page_holds(race_ram, i, content_of(i)));
+	CHECK(mprotect(at, span * VMM_PAGE, PROT_READ | PROT_WRITE) == 0);
+	CHECK(mlock(at, span * VMM_PAGE) == 0);
+	for (unsigned i = p; i < p + span; i++)
+		CHECK(page_holds(race_ram, i, content_of(i)));
+	CHECK(madvise(at, VMM_PAGE, MADV_DONTNEED) == -1 && errno == EINVAL);
+	CHECK(munlock(at, span * VMM_PAGE) == 0);
+	CHECK(madvise(race_ram, VMM_RAM_BYTES, MADV_DONTDUMP) == 0);
+	CHECK(mremap(race_ram, VMM_RAM_BYTES, 2 * VMM_RAM_BYTES, 0) == MAP_FAILED && errno == ENOMEM);
+	return 0;
+}
+
 /* A quarter of RAM each: written, read, discarded in all ways, looked at after each. */
 static int racer_round(unsigned first, unsigned n, unsigned round)
 {
@@ -296,6 +313,12 @@ static int racer_round(unsigned first, unsigned n, unsigned round)
 	span = p + span > first + n ? first + n - p : span;
 	for (unsigned i = p; i < p + span; i++)
 		CHECK(page_holds(race_ram, i, content_of(i)));
+	if (first > VMM_RAM_PAGES / 2 && round % 256 == 0) {
+		int line = racer_shut(at, p, span);
+
+		if (line != 0)
+			return line;
+	}
 	CHECK(madvise(at, span * VMM_PAGE, round % 2 ? MADV_DONTNEED : MADV_FREE) == 0);
 	if (round % 2)
 		for (unsigned i = p; i < p + span; i++)
