@@ -8,11 +8,12 @@ say()
 	printf '\n== %s\n' "$*"
 }
 
-[ "$(id -u)" = 0 ] || { echo "make demo must run as root: it reads guest memory and drives KSM" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo "make demo must run as root: it reads guest memory" >&2; exit 1; }
 needs_ksm
 needs_qemu
 
-say "starting four guests of 768 MiB: idle, a Python program, a tmpfs half full of zeroes, file reading"
+say "starting four guests of 768 MiB by memvirtctl run: idle, a Python program, a tmpfs half full of zeroes, file reading"
+export MEMVIRT_QEMU="$build/memvirtctl run --socket $work/agent -- qemu-system-x86_64"
 seed=0
 for w in idle python tmpfs files; do
 	seed=$((seed + 1))
@@ -27,13 +28,10 @@ write_conf <<END
 [scan]
 cpu_percent = 100%
 [merge]
-target = 10s
-cpu_percent = 100%
-min_gain = 16MiB
+engine = off
 [vm demo *]
 domain = demo
 END
-before=$(charged_kib)
 start_daemon
 ctl vms
 
@@ -42,18 +40,22 @@ ctl estimate
 echo
 ctl sharing
 
-say "merging through the kernel's scanner, only as long as there is something to gain"
+say "merging: agents inside the VMMs exchange equal pages for shared frames"
+sed -i -e 's/^engine = off/min_gain = 16MiB/' "$conf"
+before=$(charged_kib)
+ctl reload
 gain_is_in()
 {
 	ctl --json merge status >"$work/merge.json"
-	get 'j["passes"] > 0 and j["saved_mib"] > 0 and j["state"] == "rest"' <"$work/merge.json" | grep -q True
+	get 'j["rounds"] > 0 and not j["merging"] and j["saved_mib"] > 0' <"$work/merge.json" | grep -q True
 }
 wait_for 120 "the merge" gain_is_in
 after=$(charged_kib)
 ctl merge status
-grep ' ksm ' "$work/daemon.log" || :
+grep ' remap ' "$work/daemon.log" || :
+ctl explain "demo idle"
 
-say "the scanner rests; the guests go on and check their memory"
+say "the guests go on and check their memory"
 wait_rounds 3 "${guests[@]}" || :
 intact=0
 for w in "${guests[@]}"; do
@@ -62,7 +64,7 @@ done
 stop_daemon TERM || die "memvirtd did not end well"
 ksm_knobs | cmp -s - "$work/ksm-before" || die "the KSM settings were not put back"
 
-# By the kernel's own account of the guests' memory, before and after.
+# By the kernel's own account of the guests' memory and of the frames that they share, before and after.
 awk -v before="$before" -v after="$after" -v intact="$intact" -v guests="${#guests[@]}" 'BEGIN {
 	printf "\ndemo: saved %d MiB of %d MiB resident (%d %%), guests intact %d/%d\n",
 		(before - after) / 1024, before / 1024, (before - after) * 100 / before, intact, guests

@@ -176,13 +176,19 @@ wait_for()
 	done
 }
 
-# The guests' anonymous memory in KiB as the kernel charges it: a page shared by n mappings counts 1/n each.
+# What the guests' memory takes, in KiB, as the kernel charges it: of an anonymous page that n mappings share (KSM), each
+# counts 1/n; and the frames of the daemon's stores.
 charged_kib()
 {
-	local g sum=0 kib
+	local g sum=0 kib fd
 	for g in "${guests[@]}"; do
 		kib=$(awk '/^Pss_Anon:/ { print $2 }' "/proc/$(cat "$work/$g/qemu.pid")/smaps_rollup")
 		sum=$((sum + kib))
+	done
+	for fd in ${daemon_pid:+/proc/"$daemon_pid"/fd/*}; do
+		case $(readlink "$fd") in
+		/memfd:memvirt-store:*) sum=$((sum + $(stat -L -c %b "$fd") / 2)) ;;
+		esac
 	done
 	echo "$sum"
 }
