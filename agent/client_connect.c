@@ -33,9 +33,10 @@
 #define SEND_TIMEOUT_S 1 /* a daemon that does not read for so long is as good as gone */
 #define ASK_TIMEOUT_MS 1000 /* in attach(), where the VMM waits */
 #define ASK_PATIENT_MS 10000 /* in the thread: a daemon may be at work on something long */
-/* A daemon that is being restarted is back within a second; one that is not there costs a connect() each 30 s. */
+/* A daemon that is being restarted is back within a second; one that is not there costs a connect() each 5 s: ksmd
+ * waits a little longer than that for agents to call before it takes another engine. */
 #define PAUSE_FIRST_MS 1000
-#define PAUSE_MOST_MS 30000
+#define PAUSE_MOST_MS 5000
 #define LASTED_NS (30 * NSEC_PER_SEC) /* a connection that lived so long was a good one: begin with short pauses again */
 
 /* ---- waiting ---- */

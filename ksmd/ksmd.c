@@ -14,6 +14,9 @@
 #include "ksmd/stable_index.h"
 #include "ksmd/zero_split.h"
 
+/* An agent without a daemon looks for one every 5 s at least. Until then a VM that seems to have none may have one. */
+#define AGENTS_CALL_NS (7 * NSEC_PER_SEC)
+
 static struct ksm_limits limits_from(const struct config *c)
 {
 	return (struct ksm_limits){
@@ -117,6 +120,7 @@ int ksmd_listen(struct ksmd *k)
 {
 	int r = agents_new(k->config->agent_socket, k->config->agent_group, &k->agents);
 
+	k->agents_called_ns = clock_mono_ns() + AGENTS_CALL_NS;
 	if (r < 0)
 		log_warning("agents cannot reach the daemon at %s, merging without them: %s", k->config->agent_socket,
 			    r == -ENOENT     ? "[daemon] agent_group: no such group on this host" :
@@ -448,6 +452,8 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 		return 0;
 	if (!in.refusal && !scanner_is_wanted(k))
 		in.refusal = "no VM is to be merged by the kernel's scanner";
+	if (!in.refusal && k->config->merge_engine == MERGE_ENGINE_AUTO && s->taken_ns < k->agents_called_ns)
+		in.refusal = "the agents of VMs that run already may still call";
 	in.foreign_change = ksm_kernel_was_changed(k->kernel, &s->ksm);
 	in.left_running = k->left_running && s->ksm.run == 1;
 	k->left_running = false;

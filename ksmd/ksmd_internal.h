@@ -68,6 +68,7 @@ struct ksmd {
 	struct domain **domains;
 	size_t domain_count;
 	struct agents *agents; /* NULL: nobody listens */
+	uint64_t agents_called_ns; /* by then every agent has called, if it lives */
 
 	struct pass *pass; /* in the background; NULL: none */
 	struct pass *last; /* the last one that ended well, for its result */

@@ -42,6 +42,11 @@ ctl sharing
 
 say "merging: agents inside the VMMs exchange equal pages for shared frames"
 sed -i -e 's/^engine = off/min_gain = 16MiB/' "$conf"
+agents_called()
+{
+	[ "$(grep -c ' agent pid=' "$work/daemon.log")" -ge ${#guests[@]} ]
+}
+wait_for 20 "the agents" agents_called
 before=$(charged_kib)
 ctl reload
 gain_is_in()

@@ -24,6 +24,7 @@ cpu_percent = 100%
 interval = 1s
 rest_permille = 1000
 [merge]
+engine = kernel
 target = 5s
 cpu_percent = 100%
 min_gain = 1MiB

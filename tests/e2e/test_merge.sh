@@ -30,6 +30,7 @@ discover = 200ms
 [scan]
 cpu_percent = 100%
 [merge]
+engine = kernel
 target = 5s
 cpu_percent = 100%
 min_gain = 8MiB
