@@ -115,7 +115,7 @@ check-tsan: setup
 	$(Q)export TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp report_thread_leaks=0 history_size=7"; \
 	export BUILD=$(abspath $(BUILD)-tsan) AGENT_SECONDS=$(TSAN_SECONDS); \
 	tests/run.sh $(TSAN_TESTS) && $(BUILD)-tsan/tests/stress-remap $(TSAN_SECONDS)
-TSAN_TESTS := test_agent test_agent_threads test_exchange
+TSAN_TESTS := test_agent test_agent_threads test_exchange test_exchange_more
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory all
@@ -229,10 +229,10 @@ $(BUILD)/tests/test_kvm $(BUILD)/tests/test_vms: $(BUILD)/tests/lib/domain.o $(B
 
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
-$(BUILD)/tests/test_exchange: $(EXCHANGE_HOOKS_OBJ)
-$(BUILD)/tests/unit/test_exchange.o: CPPFLAGS += -DEXCHANGE_HOOKS
+$(BUILD)/tests/test_exchange $(BUILD)/tests/test_exchange_more: $(EXCHANGE_HOOKS_OBJ)
+$(BUILD)/tests/unit/test_exchange.o $(BUILD)/tests/unit/test_exchange_more.o: CPPFLAGS += -DEXCHANGE_HOOKS
 
-$(BUILD)/tests/stress-remap: $(BUILD)/tests/stress/stress_remap.o $(EXCHANGE_OBJ)
+$(BUILD)/tests/stress-remap: $(patsubst %,$(BUILD)/tests/stress/%.o,stress_io stress_owner stress_remap) $(EXCHANGE_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 

@@ -1,303 +1,29 @@
-/* stress-remap SECONDS - merging at full speed over memory that is written, read, discarded, read into by devices,
- * forked, pinned, scanned and collapsed at the same time, with every byte checked against a model.
+/* stress-remap SECONDS - merging at full speed over memory that is written, read, discarded, freed, read into by
+ * devices, copied by the kernel, forked, pinned, scanned, collapsed and swapped out at the same time, by threads that
+ * get signals, with every byte checked against a model (stress.h). STRESS_KSM=1: all memory is given to the kernel's
+ * scanner as well (which somebody else has to start).
  *
- * Each page has one owner at a time: a writer (blocks of 16 pages), or who holds its window's lock for writing.
- * Owners change page and model under the page's sequence number; readers take both and compare if the number
- * stood still. Exit 0 only if every byte was right, staging is empty and no mapping is left over. */
+ * Exit 0 only if every byte was right, staging is empty and no mapping is left over. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/io_uring.h>
-#include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "agent/eligible.h"
-#include "agent/exchange.h"
 #include "agent/pagemap.h"
 #include "agent/uffd.h"
 #include "core/cleanup.h"
 #include "core/clock.h"
 #include "core/kernel_abi.h"
 #include "tests/lib/sanitized.h"
-
-#define SLOTS 2u /* one with huge pages, one small with write protection */
-#define SLOT_WINDOWS 8u
-#define WINDOWS (SLOTS * SLOT_WINDOWS)
-#define PAGES (WINDOWS * WINDOW_PAGES)
-#define BLOCK 16u
-#define CONTENTS 4096u /* 1 .. CONTENTS: of frames 0 .. CONTENTS-1; 0: zeroes */
-#define WRITERS 3u
-#define PAGE 4096u
-
-struct model {
-	_Atomic uint32_t seq; /* odd: being changed */
-	uint32_t content;
-	uint32_t word; /* this 8-byte word of it is replaced .. */
-	uint64_t value; /* .. if this is not 0 */
-};
-
-static struct {
-	uint8_t *ram[SLOTS];
-	struct model model[PAGES];
-	pthread_rwlock_t window_lock[WINDOWS];
-	uint8_t *contents; /* CONTENTS + 1 pages */
-	struct exchange_store store;
-	struct exchange_journal *journal;
-	struct exchange *x;
-	int uffd, pagemap_fd, file;
-	atomic_bool stop;
-	bool swap;
-	_Atomic uint64_t bad, writes, checks, reads, discards, direct_reads, uring_reads, forks, pins, scans, merges,
-		recycles, collapses, pageouts;
-} s;
-
-static uint64_t rnd(uint64_t *state)
-{
-	uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
-static unsigned below(uint64_t *state, unsigned n)
-{
-	return (unsigned)(rnd(state) % n);
-}
-
-static void must(bool ok, const char *what)
-{
-	if (!ok) {
-		perror(what);
-		exit(2);
-	}
-}
-
-static uint8_t *page_at(unsigned p)
-{
-	return s.ram[p / (SLOT_WINDOWS * WINDOW_PAGES)] + (size_t)(p % (SLOT_WINDOWS * WINDOW_PAGES)) * PAGE;
-}
-
-static bool page_is(const uint8_t *page, const struct model *m)
-{
-	const uint8_t *want = s.contents + (size_t)m->content * PAGE;
-	size_t at = m->word * 8;
-
-	if (m->value == 0)
-		return memcmp(page, want, PAGE) == 0;
-	return memcmp(page, want, at) == 0 && memcmp(page + at, &m->value, 8) == 0 &&
-	       memcmp(page + at + 8, want + at + 8, PAGE - at - 8) == 0;
-}
-
-static void report(unsigned p, const struct model *m, const char *who)
-{
-	const uint8_t *page = page_at(p), *want = s.contents + (size_t)m->content * PAGE;
-	unsigned at = 0;
-
-	while (at < PAGE && page[at] == want[at])
-		at++;
-	if (s.bad++ < 10)
-		printf("BAD page %u (%s): content %u word %u value %lx: differs from %u on: %02x want %02x\n", p, who,
-		       m->content, m->word, m->value, at, page[at % PAGE], want[at % PAGE]);
-}
-
-/* By the owner. */
-static void page_check(unsigned p, const char *who)
-{
-	s.checks++;
-	if (!page_is(page_at(p), &s.model[p]))
-		report(p, &s.model[p], who);
-}
-
-static void change_begin(unsigned first, unsigned n)
-{
-	for (unsigned p = first; p < first + n; p++)
-		atomic_fetch_add(&s.model[p].seq, 1);
-}
-
-static void change_end(unsigned first, unsigned n)
-{
-	for (unsigned p = first; p < first + n; p++)
-		atomic_fetch_add(&s.model[p].seq, 1);
-}
-
-static void model_set(unsigned p, uint32_t content)
-{
-	s.model[p].content = content;
-	s.model[p].value = 0;
-}
-
-/* ---- what an owner does ---- */
-
-static void do_write_word(unsigned p, uint64_t *r)
-{
-	struct model *m = &s.model[p];
-	volatile uint64_t *words = (volatile uint64_t *)(void *)page_at(p);
-
-	change_begin(p, 1);
-	if (m->value != 0)
-		memcpy((void *)(uintptr_t)&words[m->word], s.contents + (size_t)m->content * PAGE + m->word * 8, 8);
-	m->word = below(r, PAGE / 8);
-	m->value = rnd(r) | 1;
-	words[m->word] = m->value;
-	change_end(p, 1);
-	s.writes++;
-}
-
-/* Consecutive contents, so that runs come long. */
-static void do_fill(unsigned first, unsigned n, uint64_t *r)
-{
-	uint32_t content = below(r, 4) == 0 ? 0 : 1 + below(r, CONTENTS - n);
-
-	change_begin(first, n);
-	for (unsigned p = first; p < first + n; p++) {
-		memcpy(page_at(p), s.contents + (size_t)content * PAGE, PAGE);
-		model_set(p, content);
-		content += content != 0;
-	}
-	change_end(first, n);
-	s.writes += n;
-}
-
-/* As the interposed madvise() does it. */
-static void do_discard(unsigned first, unsigned n)
-{
-	must(exchange_lock(s.x) == 0, "exchange_lock");
-	change_begin(first, n);
-	if (exchange_discard(s.x, page_at(first), n * PAGE) != 0 ||
-	    madvise(page_at(first), n * PAGE, MADV_DONTNEED) != 0)
-		must(false, "discard");
-	for (unsigned p = first; p < first + n; p++)
-		model_set(p, 0);
-	change_end(first, n);
-	exchange_unlock(s.x);
-	s.discards += n;
-}
-
-/* A device writes into guest memory. */
-static void do_direct(unsigned first, unsigned n, uint64_t *r)
-{
-	uint32_t content = 1 + below(r, CONTENTS - n);
-
-	change_begin(first, n);
-	if (pread(s.file, page_at(first), n * PAGE, (off_t)content * PAGE) != (ssize_t)(n * PAGE)) {
-		printf("BAD pread: %s\n", strerror(errno));
-		s.bad++;
-	}
-	for (unsigned p = first; p < first + n; p++)
-		model_set(p, content++);
-	change_end(first, n);
-	s.direct_reads += n;
-}
-
-static void owner_act(unsigned block, uint64_t *r, void (*uring)(unsigned, unsigned, uint64_t *))
-{
-	unsigned p = block * BLOCK + below(r, BLOCK);
-
-	switch (below(r, 16)) {
-	case 0:
-		do_fill(block * BLOCK, BLOCK, r);
-		break;
-	case 1:
-		do_discard(block * BLOCK, below(r, 2) ? BLOCK : 1 + below(r, BLOCK));
-		break;
-	case 2:
-		do_direct(block * BLOCK, 1 + below(r, BLOCK), r);
-		break;
-	case 3:
-		uring(block * BLOCK, 1 + below(r, BLOCK), r);
-		break;
-	case 4:
-	case 5:
-		do_write_word(p, r);
-		break;
-	default:
-		page_check(p, "owner");
-	}
-}
-
-/* ---- io_uring, without its library ---- */
-
-struct ring {
-	int fd;
-	struct io_uring_params params;
-	uint8_t *sq, *cq;
-	struct io_uring_sqe *sqes;
-};
-
-static _Thread_local struct ring ring = { .fd = -1 };
-
-static bool ring_open(void)
-{
-	size_t sq_len, cq_len;
-
-	ring.fd = (int)syscall(SYS_io_uring_setup, 4, &ring.params);
-	if (ring.fd < 0)
-		return false;
-	sq_len = ring.params.sq_off.array + ring.params.sq_entries * sizeof(uint32_t);
-	cq_len = ring.params.cq_off.cqes + ring.params.cq_entries * sizeof(struct io_uring_cqe);
-	ring.sq = mmap(NULL, sq_len, PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd, IORING_OFF_SQ_RING);
-	ring.cq = mmap(NULL, cq_len, PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd, IORING_OFF_CQ_RING);
-	ring.sqes = mmap(NULL, ring.params.sq_entries * sizeof(*ring.sqes), PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd,
-			 IORING_OFF_SQES);
-	return ring.sq != MAP_FAILED && ring.cq != MAP_FAILED && (void *)ring.sqes != MAP_FAILED;
-}
-
-static uint32_t *ring_u32(uint8_t *base, uint32_t off)
-{
-	return (uint32_t *)(void *)(base + off);
-}
-
-/* One read, from submission to completion; the pages are pinned while it is in flight. */
-static int ring_read(int file, void *to, unsigned len, uint64_t off)
-{
-	uint32_t *tail = ring_u32(ring.sq, ring.params.sq_off.tail);
-	uint32_t *cq_head = ring_u32(ring.cq, ring.params.cq_off.head);
-	uint32_t at = *tail & (ring.params.sq_entries - 1);
-	struct io_uring_cqe *cqe;
-
-	ring.sqes[at] = (struct io_uring_sqe){ .opcode = IORING_OP_READ, .fd = file, .off = off,
-					       .addr = (uint64_t)(uintptr_t)to, .len = len };
-	ring_u32(ring.sq, ring.params.sq_off.array)[at] = at;
-	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
-	while (syscall(SYS_io_uring_enter, ring.fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0) {
-		if (errno != EINTR)
-			return -errno;
-	}
-	cqe = (struct io_uring_cqe *)(void *)(ring.cq + ring.params.cq_off.cqes) +
-	      (*cq_head & (ring.params.cq_entries - 1));
-	__atomic_store_n(cq_head, *cq_head + 1, __ATOMIC_RELEASE);
-	return cqe->res;
-}
-
-static void do_uring(unsigned first, unsigned n, uint64_t *r)
-{
-	uint32_t content = 1 + below(r, CONTENTS - n);
-	int got;
-
-	if (ring.fd == -2 || (ring.fd == -1 && !ring_open())) {
-		ring.fd = -2;
-		return;
-	}
-	change_begin(first, n);
-	got = ring_read(s.file, page_at(first), n * PAGE, (uint64_t)content * PAGE);
-	if (got != (int)(n * PAGE)) {
-		printf("BAD io_uring read: %d\n", got);
-		s.bad++;
-	}
-	for (unsigned p = first; p < first + n; p++)
-		model_set(p, content++);
-	change_end(first, n);
-	s.uring_reads += n;
-}
+#include "tests/stress/stress.h"
 
 /* ---- threads ---- */
 
@@ -312,7 +38,7 @@ static void *writer(void *arg)
 
 		pthread_rwlock_rdlock(lock);
 		for (int i = 0; i < 8; i++)
-			owner_act(block, &r, do_uring);
+			owner_act(block, &r);
 		pthread_rwlock_unlock(lock);
 	}
 	return NULL;
@@ -444,26 +170,46 @@ static void *forker(void *arg)
 	return arg;
 }
 
-/* Pins some pages for a while, as a device with fixed buffers would. */
+/* Holds pages pinned, as a device with fixed buffers does, while their window is merged again and again. */
+static void merge_repeatedly(unsigned w, uint64_t *r)
+{
+	for (int i = 0; i < 4; i++)
+		merge_window(w, r);
+}
+
 static void *pinner(void *arg)
 {
-	struct io_uring_params params = { 0 };
-	int fd = (int)syscall(SYS_io_uring_setup, 4, &params);
 	uint64_t r = 5000;
 
-	while (!s.stop && fd >= 0) {
-		struct iovec iov = { .iov_base = page_at(below(&r, PAGES / BLOCK) * BLOCK), .iov_len = PAGE * 2 };
+	while (!s.stop) {
+		unsigned first = below(&r, PAGES / BLOCK) * BLOCK, w = first / WINDOW_PAGES;
 
-		if (syscall(SYS_io_uring_register, fd, IORING_REGISTER_BUFFERS, &iov, 1) == 0) {
-			usleep(500);
-			syscall(SYS_io_uring_register, fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
-			s.pins++;
-		}
+		pthread_rwlock_wrlock(&s.window_lock[w]);
+		do_pinned(first, 1 + below(&r, BLOCK), &r, merge_repeatedly);
+		pthread_rwlock_unlock(&s.window_lock[w]);
 		usleep(500);
 	}
-	if (fd >= 0)
-		close(fd);
 	return arg;
+}
+
+/* Writers and readers wait for pages with signals pending (R10): none may get EFAULT, or lose what it does. */
+static pthread_t threads[16];
+
+static void *signaller(void *arg)
+{
+	uint64_t r = 7000;
+
+	while (!s.stop) {
+		pthread_kill(threads[below(&r, WRITERS + 2)], SIGUSR1);
+		s.signals++;
+		usleep(300);
+	}
+	return arg;
+}
+
+static void on_signal(int signal_number)
+{
+	(void)signal_number;
 }
 
 /* The daemon's part: arms memory without asking anybody; and other unasked changes of the page tables. */
@@ -484,6 +230,7 @@ static void *scanner(void *arg)
 		if (below(&r, 4) == 0)
 			s.collapses += madvise(page_at(below(&r, SLOT_WINDOWS) * WINDOW_PAGES), WINDOW_BYTES,
 					       MADV_COLLAPSE) == 0;
+		madvise(page_at(below(&r, WINDOWS) * WINDOW_PAGES), WINDOW_BYTES, MADV_COLD);
 		if (s.swap)
 			s.pageouts += madvise(page_at(w * WINDOW_PAGES), WINDOW_BYTES, MADV_PAGEOUT) == 0;
 		usleep(1000);
@@ -570,10 +317,14 @@ static void set_up(void)
 		exit(77);
 	}
 	s.swap = swap_is_on();
+	if (getenv("STRESS_KSM"))
+		must(prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0, "PR_SET_MEMORY_MERGE");
 	s.ram[0] = ram_new(MADV_HUGEPAGE);
 	s.ram[1] = ram_new(MADV_NOHUGEPAGE);
 	contents_new();
 	s.pagemap_fd = pagemap_open(0);
+	s.mem_fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	must(s.mem_fd >= 0, "/proc/self/mem");
 	s.journal = mmap(NULL, sizeof(*s.journal), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	must(exchange_new(s.uffd, s.journal, &s.x) == 0, "exchange_new");
 	must(uffd_register(s.uffd, (uint64_t)(uintptr_t)s.ram[1], slot_len, UFFDIO_REGISTER_MODE_WP) == 0, "WP");
@@ -607,10 +358,10 @@ static void print_counts(const struct exchange_counters *c)
 	static const char *const names[EXCHANGE_STEPS] = { "", "register", "move", "compare", "map", "back",
 							   "unregister", "wake", "drop", "" };
 
-	printf("writes %lu checks %lu reads %lu discarded %lu O_DIRECT %lu io_uring %lu forks %lu pins %lu scans %lu "
-	       "recycled %lu collapsed %lu paged out %lu\n",
-	       s.writes, s.checks, s.reads, s.discards, s.direct_reads, s.uring_reads, s.forks, s.pins, s.scans,
-	       s.recycles, s.collapses, s.pageouts);
+	printf("writes %lu checks %lu reads %lu discarded %lu O_DIRECT %lu io_uring %lu kernel writes %lu refused %lu reads "
+	       "%lu forks %lu pins %lu scans %lu recycled %lu collapsed %lu paged out %lu signals %lu\n",
+	       s.writes, s.checks, s.reads, s.discards, s.direct_reads, s.uring_reads, s.kernel_writes, s.refused,
+	       s.kernel_reads, s.forks, s.pins, s.scans, s.recycles, s.collapses, s.pageouts, s.signals);
 	printf("calls %lu windows %lu huge %lu merged %lu zero %lu moved %lu moved-back %lu copied-back %lu "
 	       "remapped-back %lu huge-kept %lu unequal %lu busy %lu\n",
 	       s.merges, c->windows, c->windows_huge, c->merged_pages, c->zero_pages, c->moved_pages, c->moved_back,
@@ -670,8 +421,8 @@ static void final_checks(size_t mappings_before)
 int main(int argc, char **argv)
 {
 	void *(*const actors[])(void *) = { writer, writer, writer, reader, reader, recycler, merger, merger,
-					    forker, pinner, scanner };
-	pthread_t threads[ARRAY_SIZE(actors)];
+					    forker, pinner, scanner, signaller };
+	struct sigaction act = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
 	unsigned seconds = argc == 2 ? (unsigned)strtoul(argv[1], NULL, 10) : 0;
 	size_t before;
 	uint64_t r = 7;
@@ -682,6 +433,7 @@ int main(int argc, char **argv)
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	set_up();
+	sigaction(SIGUSR1, &act, NULL);
 	for (unsigned p = 0; p < PAGES; p += BLOCK)
 		do_fill(p, BLOCK, &r);
 	before = mappings_count() + ARRAY_SIZE(actors) * 4; /* stacks, arenas and rings stay */
