@@ -28,7 +28,8 @@ struct agent_peer {
 	int fd;
 	pid_t pid;
 	int pidfd;
-	bool ready, wants_uffd, released, store_given;
+	bool ready, wants_uffd, released;
+	uint64_t store_inode; /* of the store that it was given; 0: none */
 	char why[AGENT_WHY_BYTES];
 	int uffd; /* -1: no exchange */
 	struct exchange_journal *journal;
@@ -304,13 +305,13 @@ int agent_peer_give_store(struct agent_peer *p, const struct store *s)
 	auto_close int fd = -1;
 	int r;
 
-	if (p->store_given)
-		return 0;
+	if (p->store_inode != 0)
+		return p->store_inode == store_inode(s) ? 0 : -EXDEV;
 	fd = store_client_fd(s);
 	if (fd < 0)
 		return fd;
 	r = tell(p, &m, sizeof(m), fd);
-	p->store_given = r == 0;
+	p->store_inode = r == 0 ? store_inode(s) : 0;
 	return r;
 }
 

@@ -58,7 +58,8 @@ int agent_peer_take(struct agent_peer *p, int timeout_ms, struct agent_answer *r
 
 /* A descriptor of /dev/userfaultfd (borrowed), or -1: it gets none. */
 int agent_peer_give_uffd(struct agent_peer *p, int fd);
-/* The store's read-only descriptor; once, later calls do nothing. */
+/* The store's read-only descriptor; once, later calls do nothing. -EXDEV: it has another store (its VM has changed its
+ * domain); it can get this one on a new connection only, for what it is told from now on would be about the other. */
 int agent_peer_give_store(struct agent_peer *p, const struct store *s);
 
 /* Sends a window; runs as in agent/protocol.h. At most AGENT_PEER_OUTSTANDING commands may be without an answer,

@@ -103,6 +103,9 @@ int ksmd_apply(void *m, bool dry_run);
 /* The domain of this name, made at its first use. 0 or -errno. */
 int ksmd_domain(struct ksmd *k, const char *name, struct domain **ret_domain);
 
+/* engines.c: which engine merges each VM in this tick. ksm_why: as ksmd_host_refusal() says. */
+void ksmd_engines_decide(struct ksmd *k, const struct host_snapshot *s, const char *ksm_why);
+
 /* rounds.c: takes a round in that has ended; plans one; starts what was planned. */
 void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s);
 void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s);

@@ -8,11 +8,13 @@
 
 #include "agent/packet.h"
 #include "ksmd/agent_journal.h"
+#include "ksmd/store.h"
 #include "tests/unit/unit.h"
 
 static struct {
 	char dir[UNIT_DIR_MAX], path[100];
 	struct agents *agents;
+	struct fsio fs;
 	bool known; /* what the daemon thinks of this process */
 } rig;
 
@@ -260,6 +262,35 @@ static void test_agents_lent_is_not_read_and_comes_back(void)
 	agents_free(rig.agents);
 }
 
+/* A VM that changes its domain: frames of the new store, named to an agent that compares with the old one's, would be
+ * mapped from the old, where nobody counts them. */
+static void test_agents_second_store_needs_a_new_connection(void)
+{
+	struct store_options options = { "test", STORE_BLOCK_FRAMES, -1 };
+	struct store *one, *two;
+	struct agent_peer *peer;
+	struct packet p;
+	int fd;
+
+	unit_must(store_new(&rig.fs, &options, &one) == 0 && store_new(&rig.fs, &options, &two) == 0, "store_new");
+	rig_start();
+	fd = dial();
+	say_hello(fd);
+	settle();
+	peer = agents_find(rig.agents, getpid())->peer;
+	CU_ASSERT_EQUAL(agent_peer_give_store(peer, one), 0);
+	CU_ASSERT_EQUAL(packet_receive(fd, &p, MSG_DONTWAIT), 0);
+	CU_ASSERT_EQUAL(p.header.type, AGENT_STORE);
+	packet_close(&p);
+	CU_ASSERT_EQUAL(agent_peer_give_store(peer, one), 0);
+	CU_ASSERT_EQUAL(agent_peer_give_store(peer, two), -EXDEV);
+	CU_ASSERT_EQUAL(packet_receive(fd, &p, MSG_DONTWAIT), -EAGAIN);
+	close(fd);
+	agents_free(rig.agents);
+	store_free(one);
+	store_free(two);
+}
+
 /* ---- what comes with a hello ---- */
 
 static void test_journal_unfit_refused(void)
@@ -334,6 +365,7 @@ int main(void)
 		{ "slots", test_agents_too_many_slots_turned_away },
 		{ "newer", test_agents_newer_connection_replaces },
 		{ "lent", test_agents_lent_is_not_read_and_comes_back },
+		{ "second_store", test_agents_second_store_needs_a_new_connection },
 		{ "journal", test_journal_unfit_refused },
 		{ "repair", test_journal_repaired_only_when_thread_is_dead },
 		CU_TEST_INFO_NULL,
@@ -341,6 +373,7 @@ int main(void)
 	int r;
 
 	unit_dir_new(rig.dir);
+	unit_must(fsio_open_root("/", false, &rig.fs) == 0, "fsio_open_root");
 	r = unit_main("agents", tests);
 	unit_dir_remove(rig.dir);
 	return r;
