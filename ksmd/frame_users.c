@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include "core/snapshot.h"
 #include "ept/maps.h"
 #include "ept/pagestate.h"
+#include "ksmd/store.h"
 
 /* Of /proc/PID/maps at a time; the kernel gives a page per read(2), and no line is longer. */
 #define TEXT_BYTES 65536
@@ -166,6 +168,7 @@ struct look {
 	const struct frame_users *u;
 	uint64_t *bits;
 	int pagemap_fd; /* -1: copies are not counted */
+	bool views;	/* has mappings of the store to compare with */
 	struct frame_user_figures figures;
 };
 
@@ -194,9 +197,11 @@ static int look_at_line(struct look *l, const char *line, size_t len)
 	int r = maps_parse_line(line, len, &v);
 
 	l->figures.mappings++;
-	/* Shared is the agents' own view of the whole store, for comparing: no guest depends on it. */
-	if (r < 0 || v.inode != l->u->inode || v.shared)
+	if (r < 0 || v.inode != l->u->inode)
 		return r;
+	l->views |= v.shared; /* no guest depends on it */
+	if (v.shared)
+		return 0;
 	first = v.offset / PAGE_BYTES;
 	n = (v.end - v.start) / PAGE_BYTES;
 	if (first >= l->u->frames)
@@ -288,6 +293,8 @@ static int others_look(struct frame_users *u)
 		 * or their own mappings could not be read either. */
 		if (r == -ENOENT || r == -ESRCH || r == -EACCES)
 			r = 0;
+		if (r == 0 && l.views)
+			r = -EBUSY;
 	}
 	closedir(proc);
 	return r;
@@ -328,4 +335,28 @@ bool frame_users_stale(const struct frame_users *u)
 const struct frame_user_figures *frame_user_figures(const struct frame_user *user)
 {
 	return &user->figures;
+}
+
+int frame_users_find_store(const struct fsio *fs, pid_t pid, const char *name)
+{
+	auto_close int maps_fd = fsio_open(fs, O_RDONLY, "/proc/%d/maps", (int)pid);
+	auto_fclose FILE *maps = maps_fd < 0 ? NULL : fdopen(maps_fd, "r");
+	auto_free char *line = NULL, *want = NULL;
+	char address[40];
+	size_t cap = 0;
+
+	if (!maps)
+		return maps_fd < 0 ? maps_fd : -errno;
+	take_fd(maps_fd); /* the stream's */
+	if (asprintf(&want, "/memfd:" STORE_NAME_PREFIX "%s (deleted)\n", name) < 0) {
+		want = NULL;
+		return -ENOMEM;
+	}
+	while (getline(&line, &cap, maps) > 0) {
+		const char *path = strchr(line, '/');
+
+		if (path && strcmp(path, want) == 0 && sscanf(line, "%39[0-9a-f-]", address) == 1)
+			return fsio_open(fs, O_RDONLY, "/proc/%d/map_files/%s", (int)pid, address);
+	}
+	return -ENOENT;
 }

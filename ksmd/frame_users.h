@@ -9,6 +9,10 @@
  *   the frames stay in use until the process ends or its agent has said hello again, which it does after it has put
  *   away all packets of the connection before.
  *
+ * A process that is no client but has the store mapped as agents do, to compare with (shared), may have commands of an
+ * earlier daemon or connection that it has not carried out yet; an agent takes that mapping away when it has put them
+ * away. While there is such a process nothing is known.
+ *
  * What one look misses: a child that was forked after its place in /proc was passed, of a parent that dropped its
  * mapping before its own turn came. Such a child is there at the next look, so a frame is free when two looks in a
  * row found nobody (remap_sweep()). No look may run while commands are under way.
@@ -53,9 +57,14 @@ int frame_user_look(struct frame_users *u, struct frame_user *user);
 const struct frame_user_figures *frame_user_figures(const struct frame_user *user);
 
 /* Looks at all processes: *ret_bits, owned by u and good until the next look, has a bit for each frame in use.
- * 0; -errno when a process could not be looked at: then nothing is known. */
+ * 0; -EBUSY (see above), or -errno when a process could not be looked at: then nothing is known. */
 int frame_users_look(struct frame_users *u, const uint64_t **ret_bits);
 /* Whether a look could find less in use than the one before: clients that changed, or ended. */
 bool frame_users_stale(const struct frame_users *u);
+
+
+/* A descriptor of the store that this process maps and whose memfd has this name, which the caller closes; -ENOENT: it maps
+ * none. What it is worth is for store_adopt() to say. */
+int frame_users_find_store(const struct fsio *fs, pid_t pid, const char *name);
 
 #endif

@@ -30,6 +30,7 @@ struct remap {
 	struct frame_users *users;
 	uint64_t *used_before; /* frames in use at the last sweep */
 	bool swept;	       /* used_before is of use */
+	bool unindexed;	       /* adopted, and its frames are not in the index yet */
 };
 
 /* A window on its way: what its answer needs. */
@@ -59,30 +60,54 @@ struct round {
 	struct remap_result result;
 };
 
-int remap_new(const struct fsio *fs, const char *domain, uint32_t frames, struct remap **ret_remap)
+/* What belongs to r->store. */
+static int parts_make(struct remap *r)
+{
+	uint32_t frames = store_frames(r->store);
+	int error = frame_index_new(frames, &r->index);
+
+	if (error == 0)
+		error = frame_users_new(r->fs, store_inode(r->store), frames, &r->users);
+	r->used_before = calloc((frames + 63) / 64, sizeof(*r->used_before));
+	return error == 0 && !r->used_before ? -ENOMEM : error;
+}
+
+static int remap_make(const struct fsio *fs, const struct store_options *options, int adopt_fd, struct remap **ret_remap)
 {
 	struct remap *r = calloc(1, sizeof(*r));
-	struct store_options options = { .name = domain, .node = -1 };
 	int error;
 
 	if (!r)
 		return -ENOMEM;
 	r->fs = fs;
-	options.frames = (frames + STORE_BLOCK_FRAMES - 1) / STORE_BLOCK_FRAMES * STORE_BLOCK_FRAMES;
-	error = store_new(fs, &options, &r->store);
+	r->unindexed = adopt_fd >= 0;
+	error = adopt_fd >= 0 ? store_adopt(fs, adopt_fd, options, &r->store) : store_new(fs, options, &r->store);
 	if (error == 0)
-		error = frame_index_new(options.frames, &r->index);
-	if (error == 0)
-		error = frame_users_new(fs, store_inode(r->store), options.frames, &r->users);
-	r->used_before = calloc((options.frames + 63) / 64, sizeof(*r->used_before));
-	if (error == 0 && !r->used_before)
-		error = -ENOMEM;
+		error = parts_make(r);
 	if (error < 0) {
 		remap_free(r);
 		return error;
 	}
 	*ret_remap = r;
 	return 0;
+}
+
+int remap_new(const struct fsio *fs, const char *domain, uint32_t frames, struct remap **ret_remap)
+{
+	const struct store_options options = {
+		.name = domain,
+		.frames = (frames + STORE_BLOCK_FRAMES - 1) / STORE_BLOCK_FRAMES * STORE_BLOCK_FRAMES,
+		.node = -1,
+	};
+
+	return remap_make(fs, &options, -1, ret_remap);
+}
+
+int remap_adopt(const struct fsio *fs, const char *domain, int fd, struct remap **ret_remap)
+{
+	const struct store_options options = { .name = domain, .node = -1 };
+
+	return remap_make(fs, &options, fd, ret_remap);
 }
 
 struct remap *remap_free(struct remap *r)
@@ -472,11 +497,27 @@ static void round_free(struct round *o)
 	free(o->lanes);
 }
 
+/* An earlier daemon's frames, by the hashes of this one. Frames that nobody maps any more are among them until the next
+ * sweeps; they do no harm. */
+static int frames_index(struct remap *r, uint64_t seed)
+{
+	int error = 0;
+
+	for (uint32_t f = 0; error == 0 && f < store_frames(r->store); f++)
+		if (store_is_published(r->store, f, 1))
+			error = frame_index_put(r->index, page_hash(store_frame(r->store, f), seed), f);
+	r->unindexed = error != 0;
+	return error;
+}
+
 static int round_run(struct round *o, uint64_t start_ns)
 {
 	struct plan *plan = NULL;
 	struct store_counts counts;
 	int error = ranges_make(o);
+
+	if (error == 0 && o->r->unindexed && o->count > 0)
+		error = frames_index(o->r, o->lanes[0].vm->table->seed);
 
 	if (error == 0)
 		error = plan_make(o, &plan);

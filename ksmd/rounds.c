@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/cleanup.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "ksmd/ksmd_internal.h"
@@ -117,12 +118,36 @@ void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s)
 	}
 }
 
+/* The store that an earlier daemon left in the VMs of this domain. A process may present anything under that name:
+ * only what root has made and nobody else can write is taken. */
+static int domain_adopt(struct ksmd *k, struct domain *d)
+{
+	int r = -ENOENT;
+
+	if (strlen(d->name) > STORE_NAME_USED)
+		return -ENOENT;
+	for (size_t i = 0; r < 0 && i < k->vm_count; i++) {
+		auto_close int fd = takes_part(&k->vms[i], d) ?
+					    frame_users_find_store(k->fs, k->vms[i].pid, d->name) : -ENOENT;
+
+		if (fd >= 0)
+			r = remap_adopt(k->fs, d->name, fd, &d->remap);
+		if (fd >= 0 && r < 0)
+			log_warning("remap domain=%s: what pid=%d maps under a store's name is none: %s", d->name,
+				    (int)k->vms[i].pid, strerror(-r));
+	}
+	if (r == 0)
+		log_info("remap domain=%s goes on with the frames of an earlier daemon, %" PRIu64 " MiB", d->name,
+			 remap_memory_pages(d->remap) >> 8);
+	return r;
+}
+
 /* Frames for all of the host's memory: room costs nothing until it is used. */
 static int domain_open(struct ksmd *k, struct domain *d)
 {
 	uint64_t frames = (uint64_t)sysconf(_SC_PHYS_PAGES);
 
-	if (d->remap)
+	if (d->remap || domain_adopt(k, d) == 0)
 		return 0;
 	if (frames > STORE_FRAMES_MAX)
 		frames = STORE_FRAMES_MAX;

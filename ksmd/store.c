@@ -258,13 +258,26 @@ int store_publish(struct store *s, uint32_t first, uint32_t n)
 	return 0;
 }
 
-void store_publish_all(struct store *s)
+static void frames_take_published(struct store *s, uint32_t first, uint32_t n)
 {
-	memset(s->states, FRAME_PUBLISHED, s->frames);
-	for (uint32_t i = 0; i < s->block_count; i++)
-		s->blocks[i].used = STORE_BLOCK_FRAMES;
-	s->used = s->frames;
-	s->blocks_high = s->block_count;
+	for (uint32_t f = first; f < first + n; f++) {
+		if (block_of(s, f)->used == 0)
+			block_of(s, f)->fit = STORE_BLOCK_FRAMES;
+		frame_take(s, f, FRAME_PUBLISHED);
+	}
+}
+
+int store_publish_existing(struct store *s)
+{
+	off_t end = 0, at;
+
+	while ((at = lseek(s->fd, end, SEEK_DATA)) >= 0) {
+		end = lseek(s->fd, at, SEEK_HOLE);
+		if (end < 0)
+			return -errno;
+		frames_take_published(s, (uint32_t)(at / PAGE_BYTES), (uint32_t)((end - at) / PAGE_BYTES));
+	}
+	return errno == ENXIO ? 0 : -errno; /* ENXIO: only a hole is left */
 }
 
 bool store_is_published(const struct store *s, uint32_t first, uint32_t n)

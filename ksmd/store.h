@@ -22,11 +22,13 @@
 #include "core/fsio.h"
 
 #define STORE_BLOCK_FRAMES 512u /* 2 MiB: what one huge mapping covers */
+#define STORE_NAME_PREFIX "memvirt-store:" /* of the memfd's name; ept/maps.c knows it, too */
+#define STORE_NAME_USED 64
 #define STORE_FRAMES_MAX (UINT32_C(1) << 31)
 struct store;
 
 struct store_options {
-	const char *name; /* shown in /proc/PID/maps of the clients; copied, at most 64 bytes are used */
+	const char *name; /* shown in /proc/PID/maps of the clients; copied, at most STORE_NAME_USED bytes are used */
 	uint32_t frames;  /* room, a multiple of STORE_BLOCK_FRAMES; costs nothing until used. store_adopt(): ignored */
 	int node;	  /* memory is taken here if it can be; -1: anywhere */
 };
@@ -37,7 +39,7 @@ struct store_options {
 int store_new(const struct fsio *fs, const struct store_options *options, struct store **ret_store);
 /* The store of an earlier daemon from the descriptor that a client hands back. It is taken only if it can be
  * nothing else: a memfd of our own user, not writable by others, with exactly the seals of a store; else -EPERM.
- * fd is borrowed. All frames count as published; store_retire() those that nobody maps. */
+ * fd is borrowed. Frames that have memory count as published; store_retire() those that nobody maps. */
 int store_adopt(const struct fsio *fs, int fd, const struct store_options *options, struct store **ret_store);
 /* The memory lives as long as a client maps it. NULL ok; gives NULL. */
 struct store *store_free(struct store *s);

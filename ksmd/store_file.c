@@ -30,8 +30,6 @@
 #define MADV_COLLAPSE 25
 #endif
 
-#define NAME_PREFIX "memvirt-store:"
-#define NAME_USED 64
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define BLOCK_BYTES ((size_t)STORE_BLOCK_FRAMES * PAGE_BYTES)
 #define SHMEM_ENABLED "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
@@ -65,6 +63,7 @@ static char *map_file(int fd, size_t bytes)
 		errno = error;
 		return NULL;
 	}
+	madvise(room, bytes, MADV_DONTFORK); /* a child would look like an agent that maps the store */
 	return room;
 }
 
@@ -126,10 +125,10 @@ void store_punch(struct store *s, uint32_t first, uint32_t n)
 
 static int memfd_new(const char *name)
 {
-	char text[sizeof(NAME_PREFIX) + NAME_USED];
+	char text[sizeof(STORE_NAME_PREFIX) + STORE_NAME_USED];
 	int fd;
 
-	snprintf(text, sizeof(text), NAME_PREFIX "%.*s", NAME_USED, name ? name : "");
+	snprintf(text, sizeof(text), STORE_NAME_PREFIX "%.*s", STORE_NAME_USED, name ? name : "");
 	fd = memfd_create(text, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
 	if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
 		fd = memfd_create(text, MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -191,7 +190,7 @@ static int adopt_check(const struct fsio *fs, int fd, uint32_t *ret_frames)
 	if (fstat(fd, &st) < 0 || fstatfs(fd, &fs_info) < 0)
 		return -errno;
 	seals = fcntl(fd, F_GET_SEALS);
-	if (strncmp(link, "/memfd:" NAME_PREFIX, strlen("/memfd:" NAME_PREFIX)) != 0 || !S_ISREG(st.st_mode) ||
+	if (strncmp(link, "/memfd:" STORE_NAME_PREFIX, strlen("/memfd:" STORE_NAME_PREFIX)) != 0 || !S_ISREG(st.st_mode) ||
 	    st.st_nlink != 0 || fs_info.f_type != TMPFS_MAGIC || seals < 0 || (seals & ~F_SEAL_EXEC) != SEALS)
 		return -EPERM;
 	if (st.st_uid != geteuid() || (st.st_mode & 07777) != 0400)
@@ -218,9 +217,10 @@ int store_adopt(const struct fsio *fs, int fd, const struct store_options *optio
 	if (r < 0)
 		goto fail;
 	r = store_map(s, options->node);
+	if (r == 0)
+		r = store_publish_existing(s);
 	if (r < 0)
 		goto fail;
-	store_publish_all(s);
 	*ret_store = s;
 	return 0;
 fail:

@@ -29,8 +29,8 @@ struct store {
 
 /* Arrays and mappings for s->fd and s->frames. 0 or -errno. */
 int store_map(struct store *s, int node);
-/* Every frame becomes published: of an adopted store it is not known which are. */
-void store_publish_all(struct store *s);
+/* Every frame that has memory becomes published: of an adopted store it is not known which were. 0 or -errno. */
+int store_publish_existing(struct store *s);
 /* Makes the memory of a block huge if the kernel has any; its content is zeroes or as before. */
 bool store_block_make_huge(struct store *s, uint32_t block);
 void store_punch(struct store *s, uint32_t first, uint32_t n);

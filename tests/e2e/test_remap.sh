@@ -108,6 +108,8 @@ stop_daemon KILL || :
 wait_rounds 1 a b c
 start_daemon
 wait_for 60 "the agents to come back" eval 'ctl explain a | grep -q "^engine *remap"'
+wait_for 60 "the store to be taken over" status_is "j['frames_mib'] > 64 and sum(v['mapped_mib'] for v in j['vms']) > 300"
+grep 'goes on with the frames' "$work/daemon.log" || die "the new daemon made a new store"
 wait_rounds 2 a b c
 
 # -- a setting of one VM, by reload

@@ -229,6 +229,42 @@ static void test_users_forked_child_counts(void)
 	rig_stop();
 }
 
+/* What maps the store as agents do and is no client may have old commands to carry out. */
+static void test_users_stranger_with_a_view_nothing_known(void)
+{
+	const uint64_t *bits;
+	struct client other;
+
+	rig_start();
+	client_start(&other, rig.store);
+	tell(&other, MAP, 3, 1);
+	CU_ASSERT_EQUAL(frame_users_look(rig.users, &bits), 0);
+	tell(&other, MAP_VIEW, 0, FRAMES);
+	CU_ASSERT_EQUAL(frame_users_look(rig.users, &bits), -EBUSY);
+	unit_must(frame_users_client(rig.users, other.pid, other.pidfd), "client"); /* it has said hello */
+	CU_ASSERT_EQUAL(frame_users_look(rig.users, &bits), 0);
+	client_end(&other);
+	rig_stop();
+}
+
+static void test_users_store_of_an_earlier_daemon_found(void)
+{
+	struct client other;
+	int fd;
+
+	rig_start();
+	client_start(&other, rig.store);
+	CU_ASSERT_EQUAL(frame_users_find_store(&fs, other.pid, "test"), -ENOENT);
+	tell(&other, MAP, 3, 1);
+	fd = frame_users_find_store(&fs, other.pid, "test");
+	CU_ASSERT_TRUE(fd >= 0 && store_is(rig.store, fd));
+	close(fd);
+	CU_ASSERT_EQUAL(frame_users_find_store(&fs, other.pid, "tes"), -ENOENT);
+	CU_ASSERT_EQUAL(frame_users_find_store(&fs, other.pid, "test2"), -ENOENT);
+	client_end(&other);
+	rig_stop();
+}
+
 int main(void)
 {
 	static CU_TestInfo tests[] = {
@@ -237,6 +273,8 @@ int main(void)
 		{ "asked", test_users_commands_without_an_answer_count },
 		{ "ended", test_users_ended_client_uses_nothing },
 		{ "child", test_users_forked_child_counts },
+		{ "stranger", test_users_stranger_with_a_view_nothing_known },
+		{ "find_store", test_users_store_of_an_earlier_daemon_found },
 		CU_TEST_INFO_NULL,
 	};
 	int r;
