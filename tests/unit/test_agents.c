@@ -267,7 +267,7 @@ static void test_agents_lent_is_not_read_and_comes_back(void)
 static void test_agents_second_store_needs_a_new_connection(void)
 {
 	struct store_options options = { "test", STORE_BLOCK_FRAMES, -1 };
-	struct store *one, *two;
+	struct store *one = NULL, *two = NULL;
 	struct agent_peer *peer;
 	struct packet p;
 	int fd;
