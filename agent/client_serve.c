@@ -108,18 +108,24 @@ void client_store_drop(struct memvirt_agent *a)
 	a->store = (struct exchange_store){ .fd = -1 };
 }
 
-static int answer(struct memvirt_agent *a, const struct agent_merge *m, int err, uint64_t stall_ns)
+static uint32_t us_of(uint64_t ns)
+{
+	return ns / 1000 < UINT32_MAX ? (uint32_t)(ns / 1000) : UINT32_MAX;
+}
+
+static int answer(struct memvirt_agent *a, const struct agent_merge *m, int err, uint64_t stall_ns, uint64_t cpu_ns)
 {
 	struct agent_merged *reply = packet_merged(&a->out);
-	uint64_t stall_us = stall_ns / 1000;
 	unsigned count = err == 0 ? m->header.count : 0;
 
 	reply->header = (struct agent_header){ .type = AGENT_MERGED,
 					       .count = (uint16_t)count,
 					       .sequence = m->header.sequence };
 	reply->error = err;
-	reply->stall_us = stall_us < UINT32_MAX ? (uint32_t)stall_us : UINT32_MAX;
+	reply->stall_us = us_of(stall_ns);
 	reply->window = m->window;
+	reply->cpu_us = us_of(cpu_ns);
+	reply->reserved = 0;
 	for (unsigned i = 0; i < count; i++) {
 		const struct exchange_run *r = &a->runs[i];
 
@@ -146,7 +152,7 @@ static const char *merge(struct memvirt_agent *a, const struct agent_merge *m)
 					      .min_pages = m->min_pages,
 					      .min_piece = m->min_piece };
 	const struct exchange_counters *counters = a->x ? exchange_counters(a->x) : NULL;
-	uint64_t stall_ns = counters ? counters->stall_ns : 0;
+	uint64_t stall_ns = counters ? counters->stall_ns : 0, cpu_ns = clock_thread_cpu_ns();
 	int err;
 
 	if (a->no_x)
@@ -167,7 +173,7 @@ static const char *merge(struct memvirt_agent *a, const struct agent_merge *m)
 	err = process_check(a);
 	if (err == 0)
 		err = exchange_merge(a->x, m->window, &a->store, a->runs, m->header.count, &opt);
-	if (answer(a, m, err, counters->stall_ns - stall_ns) < 0)
+	if (answer(a, m, err, counters->stall_ns - stall_ns, clock_thread_cpu_ns() - cpu_ns) < 0)
 		return "the daemon is gone";
 	return NULL;
 }

@@ -18,7 +18,7 @@ _Static_assert(sizeof(struct agent_hint) == 16 && sizeof(struct agent_hints) == 
 _Static_assert(sizeof(struct agent_hinted) == 16, "wire");
 _Static_assert(sizeof(struct agent_hints) + AGENT_HINTS_MAX * sizeof(struct agent_hint) <= AGENT_PACKET_MAX, "wire");
 _Static_assert(sizeof(struct agent_run) == 8 && sizeof(struct agent_merge) == 24, "wire");
-_Static_assert(sizeof(struct agent_result) == 8 && sizeof(struct agent_merged) == 24, "wire");
+_Static_assert(sizeof(struct agent_result) == 8 && sizeof(struct agent_merged) == 32, "wire");
 _Static_assert(sizeof(struct agent_merge) + AGENT_RUNS_MAX * sizeof(struct agent_run) <= AGENT_PACKET_MAX, "wire");
 _Static_assert(sizeof(struct agent_merged) + AGENT_RUNS_MAX * sizeof(struct agent_result) <= AGENT_PACKET_MAX,
 	       "wire");
@@ -112,7 +112,8 @@ static bool merged_fits(const struct agent_merged *m)
 		    !errno_fits(r->error))
 			return false;
 	}
-	return (m->header.count > 0 || m->error != 0) && errno_fits(m->error) && window_fits(m->window);
+	return (m->header.count > 0 || m->error != 0) && errno_fits(m->error) && window_fits(m->window) &&
+	       m->reserved == 0;
 }
 
 static bool hints_fit(const struct agent_hints *h)

@@ -117,6 +117,8 @@ struct agent_merged {
 	int32_t error;		    /* 0, or -errno: of the whole window, results may be empty then */
 	uint32_t stall_us;	    /* how long guest threads could have been held up */
 	uint64_t window;
+	uint32_t cpu_us; /* that the agent's thread used for it */
+	uint32_t reserved;
 	struct agent_result results[];
 };
 

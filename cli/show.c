@@ -164,9 +164,10 @@ static void show_round(const json_t *answer, const json_t *round)
 	printf("agents     %.0f rounds, %.1f MiB in shared frames%s\n", number(answer, "rounds"),
 	       number(answer, "frames_mib"), json_is_true(json_object_get(answer, "merging")) ? ", merging now" : "");
 	if (json_is_object(round))
-		printf("last round %.1f MiB merged and %.1f MiB of zeroes dropped in %.2f s; %.1f MiB of new frames, "
-		       "longest stall %.0f us\n",
+		printf("last round %.1f MiB merged and %.1f MiB of zeroes dropped in %.2f s with %.2f s of CPU time; %.1f MiB of "
+		       "new frames, longest stall %.0f us\n",
 		       number(round, "merged_mib"), number(round, "zero_mib"), number(round, "seconds"),
+		       number(round, "cpu_seconds"),
 		       number(round, "filled_mib"), number(round, "longest_stall_us"));
 }
 

@@ -64,12 +64,12 @@ const struct config_key config_keys[] = {
 	  "worth it and kernel KSM merges just that; kernel: kernel KSM over all that VMMs gave it; auto: for each VM "
 	  "the first of these that it allows; off: nothing is merged, estimates still work." },
 	{ "merge", "min_gain", CONFIG_SIZE, G(merge_min_gain_bytes), 0, 1024 * GIB, NULL, "64MiB", true,
-	  "The kernel's scanner is started only when at least this much more can be merged." },
+	  "Merging, by whichever engine, begins only when at least this much more can be merged." },
 	{ "merge", "target", CONFIG_DURATION, G(merge_target_ms), 1000, HOUR_MS, NULL, "30s", true,
-	  "Time in which a found gain should be merged, as far as cpu_percent allows." },
-	{ "merge", "cpu_percent", CONFIG_PERCENT, G(merge_cpu_percent), 1, 100, NULL, "50%", true,
-	  "CPU share, of one core, that the kernel's scanner may use while it merges. It is one thread, so 100 is "
-	  "all it can take." },
+	  "Time in which the kernel's scanner should merge what was found, as far as cpu_percent allows." },
+	{ "merge", "cpu_percent", CONFIG_PERCENT, G(merge_cpu_percent), 1, 25600, NULL, "50%", true,
+	  "CPU share, of one core, that merging may use while it is at work: agents and daemon together, or the kernel's "
+	  "scanner (which is one thread and cannot take more than 100%)." },
 	{ "merge", "backoff", CONFIG_DURATION, G(merge_backoff_ms), 1000, 24 * HOUR_MS, NULL, "10min", true,
 	  "When somebody else changes the KSM settings, the daemon keeps its hands off them for this long." },
 };

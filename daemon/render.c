@@ -195,12 +195,13 @@ static json_t *render_round(const struct ksmd_status *st)
 
 	if (!m)
 		return json_null();
-	return json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "merged_mib",
+	return json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "merged_mib",
 			 mib((double)m->merged_pages), "zero_mib", mib((double)m->zero_pages), "filled_mib",
 			 mib((double)m->filled_frames), "windows", (json_int_t)m->windows, "runs",
 			 (json_int_t)m->runs, "unequal_runs", (json_int_t)m->unequal_runs, "busy_runs",
 			 (json_int_t)m->busy_runs, "failed_runs", (json_int_t)m->failed_runs, "longest_stall_us",
-			 (json_int_t)m->stall_us_max, "seconds", rounded(m->seconds));
+			 (json_int_t)m->stall_us_max, "seconds", rounded(m->seconds), "cpu_seconds",
+			 rounded(m->cpu_seconds));
 }
 
 static json_t *render_ksm(const struct ksm_snapshot *ksm)

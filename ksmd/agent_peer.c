@@ -98,6 +98,7 @@ static int merged_take(struct agent_peer *p, const struct agent_merged *m, struc
 	ret->window = m->window;
 	ret->error = m->error;
 	ret->stall_us = m->stall_us;
+	ret->cpu_us = m->cpu_us;
 	ret->count = m->error == 0 ? m->header.count : 0;
 	memcpy(ret->results, m->results, ret->count * sizeof(m->results[0]));
 	return 1;

@@ -45,7 +45,7 @@ struct agent_answer {
 	bool merged; /* of agent_peer_merge(); else of agent_peer_hint(), with error only */
 	uint64_t window;
 	int error;
-	uint32_t stall_us;
+	uint32_t stall_us, cpu_us;
 	size_t count; /* results */
 	struct agent_result results[AGENT_RUNS_MAX];
 };

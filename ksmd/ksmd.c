@@ -23,7 +23,7 @@ static struct ksm_limits limits_from(const struct config *c)
 		.min_gain_pages = c->merge_min_gain_bytes / PAGE_BYTES,
 		.target_ns = c->merge_target_ms * NSEC_PER_MSEC,
 		.backoff_ns = c->merge_backoff_ms * NSEC_PER_MSEC,
-		.cpu_percent = c->merge_cpu_percent,
+		.cpu_percent = c->merge_cpu_percent < 100 ? c->merge_cpu_percent : 100, /* it is one thread */
 	};
 }
 

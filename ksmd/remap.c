@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <urcu.h>
 
 #include "core/clock.h"
@@ -17,6 +18,7 @@
 /* An agent answers a window within milliseconds; one that does not is hung, and so are perhaps its guest's
  * threads, which is for the repair to end. */
 #define ANSWER_TIMEOUT_MS 5000
+#define NAP_MAX_NS (20 * NSEC_PER_MSEC)
 #define HUGE_BYTES ((uint64_t)PLAN_WINDOW_PAGES * PAGE_BYTES)
 
 /* Of the kernel's limit of mappings, how much merging may fill in one VMM; the agent keeps to a half by itself. */
@@ -56,7 +58,10 @@ struct round {
 	struct plan_range *ranges;
 	size_t range_count;
 	uint64_t **huge; /* per range */
-	uint64_t min_gain_pages;
+	const struct remap_limits *limits;
+	uint64_t start_ns;
+	uint64_t cpu_ns;	/* of this thread when the round began */
+	uint64_t agents_cpu_us; /* as they said */
 	struct remap_result result;
 };
 
@@ -262,6 +267,7 @@ static void answer_count(struct round *o, struct lane *lane, const struct agent_
 		o->result.skipped_runs += a->results[i].outcome == AGENT_RUN_SKIPPED;
 		o->result.failed_runs += a->results[i].outcome == AGENT_RUN_FAILED;
 	}
+	o->agents_cpu_us += a->cpu_us;
 	if (a->stall_us > o->result.stall_us_max)
 		o->result.stall_us_max = a->stall_us;
 	lane->first = (lane->first + 1) % AGENT_PEER_OUTSTANDING;
@@ -409,6 +415,29 @@ static int plan_make(struct round *o, struct plan **ret_plan)
 	return r;
 }
 
+static uint64_t round_cpu_ns(const struct round *o)
+{
+	return clock_thread_cpu_ns() - o->cpu_ns + o->agents_cpu_us * NSEC_PER_USEC;
+}
+
+/* Rests until the CPU time so far is within the quota. Agents that say they used none are not held up; it is their
+ * VM's CPU time. */
+static void quota_keep(const struct round *o)
+{
+	uint64_t share = o->limits->cpu_percent, due, elapsed;
+
+	while (share > 0) {
+		struct timespec nap = { 0, 0 };
+
+		due = round_cpu_ns(o) / share * 100;
+		elapsed = clock_mono_ns() - o->start_ns;
+		if (due <= elapsed)
+			return;
+		nap.tv_nsec = (long)(due - elapsed < NAP_MAX_NS ? due - elapsed : NAP_MAX_NS);
+		nanosleep(&nap, NULL);
+	}
+}
+
 static int windows_run(struct round *o, struct plan *plan)
 {
 	struct plan_window *w = malloc(sizeof(*w));
@@ -420,13 +449,15 @@ static int windows_run(struct round *o, struct plan *plan)
 		return -ENOMEM;
 	r = plan_build(plan, &need);
 	o->result.planned_pages = r == 0 ? need.gain_pages : 0;
-	if (r < 0 || need.gain_pages == 0 || need.gain_pages < o->min_gain_pages) {
+	if (r < 0 || need.gain_pages == 0 || need.gain_pages < o->limits->min_gain_pages) {
 		free(w);
 		return r;
 	}
 	r = frames_allocate(o, &need, plan, &blocks, &frames);
-	while (r == 0 && plan_next(plan, w) == 1)
+	while (r == 0 && plan_next(plan, w) == 1) {
+		quota_keep(o);
 		window_send(o, w);
+	}
 	for (size_t i = 0; i < o->count; i++)
 		answers_take(o, &o->lanes[i], 0);
 	/* What was allocated and came to no use. */
@@ -510,7 +541,7 @@ static int frames_index(struct remap *r, uint64_t seed)
 	return error;
 }
 
-static int round_run(struct round *o, uint64_t start_ns)
+static int round_run(struct round *o)
 {
 	struct plan *plan = NULL;
 	struct store_counts counts;
@@ -521,7 +552,7 @@ static int round_run(struct round *o, uint64_t start_ns)
 
 	if (error == 0)
 		error = plan_make(o, &plan);
-	o->result.plan_seconds = (double)(clock_mono_ns() - start_ns) / (double)NSEC_PER_SEC;
+	o->result.plan_seconds = (double)(clock_mono_ns() - o->start_ns) / (double)NSEC_PER_SEC;
 	if (error == 0)
 		error = windows_run(o, plan);
 	store_count(o->r->store, &counts);
@@ -532,17 +563,17 @@ static int round_run(struct round *o, uint64_t start_ns)
 	return error;
 }
 
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, uint64_t min_gain_pages,
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
 		struct remap_vm_result *ret_vms, struct remap_result *ret_result)
 {
-	struct round o = { .r = r, .count = count, .min_gain_pages = min_gain_pages };
-	uint64_t start = clock_mono_ns();
+	struct round o = { .r = r, .count = count, .limits = limits, .cpu_ns = clock_thread_cpu_ns() };
 	int error;
 
+	o.start_ns = clock_mono_ns();
 	rcu_register_thread();
 	error = lanes_make(&o, vms);
 	if (error == 0)
-		error = round_run(&o, start);
+		error = round_run(&o);
 	rcu_unregister_thread();
 	for (size_t i = 0; error == 0 && i < count; i++) {
 		if (!o.lanes[i].result.broken)
@@ -553,7 +584,8 @@ int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, uint6
 			ret_vms[i] = o.lanes[i].result;
 	}
 	round_free(&o);
-	o.result.seconds = (double)(clock_mono_ns() - start) / (double)NSEC_PER_SEC;
+	o.result.seconds = (double)(clock_mono_ns() - o.start_ns) / (double)NSEC_PER_SEC;
+	o.result.cpu_seconds = (double)round_cpu_ns(&o) / (double)NSEC_PER_SEC;
 	if (error == 0)
 		*ret_result = o.result;
 	return error;

@@ -42,7 +42,13 @@ struct remap_result {
 	uint64_t planned_pages; /* what the plan would have saved; below the least gain nothing was done */
 	uint64_t stall_us_max;
 	double plan_seconds, seconds;
+	double cpu_seconds; /* of this thread and, as they said, of the agents */
 	size_t metadata_bytes; /* store, index and plan, at the highest */
+};
+
+struct remap_limits {
+	uint64_t min_gain_pages; /* nothing is done unless the plan saves so much */
+	uint64_t cpu_percent;	 /* of one core, that agents and this thread may use together; 0: no limit */
 };
 
 struct remap_vm_result {
@@ -50,9 +56,9 @@ struct remap_vm_result {
 	uint64_t merged_pages, zero_pages;
 };
 
-/* min_gain_pages: nothing is done unless the plan saves so much. ret_vms: room for count, or NULL. 0, or -errno when the
+/* ret_vms: room for count, or NULL. 0, or -errno when the
  * round could not be made; a peer that fails costs only its own windows. */
-int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, uint64_t min_gain_pages,
+int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
 		struct remap_vm_result *ret_vms, struct remap_result *ret_result);
 
 /* Looks which frames are in use and frees those that were in use neither now nor at the sweep before. Not while

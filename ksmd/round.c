@@ -13,7 +13,7 @@ struct round {
 	struct remap *remap;
 	struct remap_vm *vms; /* tables referenced */
 	size_t count;
-	uint64_t min_gain_pages;
+	struct remap_limits limits;
 	struct round_result result;
 	pthread_t thread;
 	bool joined;
@@ -28,14 +28,14 @@ static void *round_main(void *arg)
 
 	pthread_setname_np(pthread_self(), "remap");
 	if (r->count > 0)
-		res->error = remap_round(r->remap, r->vms, r->count, r->min_gain_pages, res->vms, &res->merged);
+		res->error = remap_round(r->remap, r->vms, r->count, &r->limits, res->vms, &res->merged);
 	res->sweep_error = remap_sweep(r->remap, &res->freed_frames, &res->sweep_more);
 	if (write(r->done_fd, &one, sizeof(one)) < 0)
 		abort(); /* an eventfd that only this thread writes cannot be full */
 	return NULL;
 }
 
-int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, uint64_t min_gain_pages,
+int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
 		struct round **ret_round)
 {
 	struct round *r = calloc(1, sizeof(*r));
@@ -44,7 +44,7 @@ int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, u
 	if (!r)
 		return -ENOMEM;
 	r->remap = remap;
-	r->min_gain_pages = min_gain_pages;
+	r->limits = *limits;
 	r->joined = true; /* no thread yet */
 	r->done_fd = eventfd(0, EFD_CLOEXEC);
 	r->vms = calloc(count + 1, sizeof(*r->vms));

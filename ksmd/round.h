@@ -20,7 +20,7 @@ struct round_result {
 
 /* count 0: only the sweep. Peers are borrowed until round_free(); tables are referenced; nobody else uses remap till
  * then. 0 or -errno. */
-int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, uint64_t min_gain_pages,
+int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
 		struct round **ret_round);
 /* Readable when it has ended. */
 int round_done_fd(const struct round *r);

@@ -52,6 +52,7 @@ static void merged_take(struct ksmd *k, const struct host_snapshot *s, const str
 	uint64_t got = m->merged_pages + m->zero_pages;
 	struct domain *d = k->round_domain;
 
+	k->cpu_seconds += m->cpu_seconds;
 	if (res->error) {
 		log_warning("remap domain=%s failed, ignoring: %s", d->name, strerror(-res->error));
 		return;
@@ -67,9 +68,9 @@ static void merged_take(struct ksmd *k, const struct host_snapshot *s, const str
 	k->last_round = *m;
 	log_info("remap domain=%s merged=%" PRIu64 " MiB zero=%" PRIu64 " MiB windows=%" PRIu64 " runs=%" PRIu64
 		 " frames=%" PRIu64 " unequal=%" PRIu64 " busy=%" PRIu64 " failed=%" PRIu64
-		 " longest_stall=%" PRIu64 " us took=%.2f s",
+		 " longest_stall=%" PRIu64 " us took=%.2f s cpu=%.2f s",
 		 d->name, m->merged_pages >> 8, m->zero_pages >> 8, m->windows, m->runs, m->filled_frames,
-		 m->unequal_runs, m->busy_runs, m->failed_runs, m->stall_us_max, m->seconds);
+		 m->unequal_runs, m->busy_runs, m->failed_runs, m->stall_us_max, m->seconds, m->cpu_seconds);
 }
 
 void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s)
@@ -189,25 +190,26 @@ static size_t vms_lend(struct ksmd *k, const struct domain *d, struct remap_vm *
 	return count;
 }
 
-static uint64_t least_gain(const struct ksmd *k, const struct domain *d)
+static struct remap_limits limits_of(const struct ksmd *k, const struct domain *d)
 {
-	uint64_t pages = k->config->merge_min_gain_bytes / PAGE_BYTES;
+	struct remap_limits limits = { k->config->merge_min_gain_bytes / PAGE_BYTES, k->config->merge_cpu_percent };
 
 	if (d->residual_ns && clock_mono_ns() - d->residual_ns < RESIDUAL_KEEP_NS)
-		pages += d->residual_pages;
-	return pages;
+		limits.min_gain_pages += d->residual_pages;
+	return limits;
 }
 
 static void start(struct ksmd *k, struct domain *d)
 {
 	struct remap_vm *vms = calloc(k->vm_count + 1, sizeof(*vms));
+	const struct remap_limits limits = limits_of(k, d);
 	size_t count = 0;
 	int r = vms ? domain_open(k, d) : -ENOMEM;
 
 	if (r == 0) {
 		news_tell(k, d);
 		count = d->passed ? vms_lend(k, d, vms) : 0;
-		r = round_start(d->remap, vms, count, least_gain(k, d), &k->round);
+		r = round_start(d->remap, vms, count, &limits, &k->round);
 	}
 	if (r == 0) {
 		k->round_domain = d;

@@ -42,7 +42,7 @@ static void *engine_main(void *arg)
 	for (size_t i = 0; i < e->agents.count; i++)
 		vms[i] = (struct remap_vm){ e->agents.peers[i], e->agents.tables[i] };
 	if (e->error == 0)
-		e->error = remap_round(e->remap, vms, e->agents.count, 0, NULL, &e->result);
+		e->error = remap_round(e->remap, vms, e->agents.count, &(struct remap_limits){ 0 }, NULL, &e->result);
 	snprintf(e->why, sizeof(e->why),
 		 "%llu windows, %llu runs, %llu + %llu zero pages, %llu frames; unequal %llu busy %llu skipped %llu "
 		 "failed %llu; plan %.3f of %.3f s; longest stall %llu us",

@@ -26,7 +26,7 @@ wait_rounds 2 "${guests[@]}"
 say "starting memvirtd; all VMs may share with each other (domain = demo)"
 write_conf <<END
 [scan]
-cpu_percent = 100%
+cpu_percent = 200%
 [merge]
 engine = off
 [vm demo *]

@@ -185,7 +185,7 @@ int domain_merge(struct domain *d, struct remap_result *ret_result)
 		if (d->vms[i].peer)
 			vms[count++] = (struct remap_vm){ d->vms[i].peer, d->vms[i].table };
 	}
-	return remap_round(d->remap, vms, count, 0, NULL, ret_result);
+	return remap_round(d->remap, vms, count, &d->limits, NULL, ret_result);
 }
 
 int domain_round(struct domain *d, struct remap_result *ret_result)

@@ -23,6 +23,7 @@ struct domain {
 	int listen_fd;
 	char path[108]; /* of the socket */
 	struct remap *remap;
+	struct remap_limits limits; /* of rounds; none at first */
 	struct domain_vm vms[DOMAIN_VMS_MAX];
 };
 

@@ -391,11 +391,37 @@ static void test_vms_written_before_the_fill_still_merged_later(void)
 	domain_finish();
 }
 
+/* A fifth of one core: the round takes five times its CPU time at least, however fast the machine is. Only the last
+ * windows are not waited for. */
+static void test_vms_round_keeps_its_cpu_share(void)
+{
+	struct remap_result result = { 0 };
+	struct child children[2];
+
+	domain_begin();
+	domain.limits.cpu_percent = 20;
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_start(&children[i], i);
+	CU_ASSERT_EQUAL(domain_round(&domain, &result), 0);
+	printf("\n    %.3f s of CPU time in %.3f s, %lu windows\n", result.cpu_seconds, result.seconds, result.windows);
+	CU_ASSERT_TRUE(result.merged_pages > 0 && result.cpu_seconds > 0);
+	CU_ASSERT_TRUE(result.seconds > 3 * result.cpu_seconds);
+	domain.limits.min_gain_pages = UINT64_MAX;
+	CU_ASSERT_EQUAL(domain_round(&domain, &result), 0);
+	CU_ASSERT_EQUAL(result.windows, 0); /* too little to gain */
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_tell(&children[i], 'd');
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_reap(&children[i], 0);
+	domain_finish();
+}
+
 int main(int argc, char **argv)
 {
 	static CU_TestInfo tests[] = {
 		{ "hundred", test_vms_hundred_come_and_go_nothing_left },
 		{ "store_empty", test_vms_all_gone_store_is_empty },
+		{ "quota", test_vms_round_keeps_its_cpu_share },
 		{ "written_before_fill", test_vms_written_before_the_fill_still_merged_later },
 		CU_TEST_INFO_NULL,
 	};

@@ -159,7 +159,7 @@ static void test_agents_nonsense_turned_away(void)
 		{ "short", false, { AGENT_HELLO }, 8 },
 		{ "version 9", false, { AGENT_HELLO, 9 }, 112 },
 		{ "hello twice", true, { AGENT_HELLO, UINT64_C(1) << 32 | 1 }, 112 },
-		{ "answer to nothing", true, { AGENT_MERGED, (uint32_t)-22, 0 }, 24 },
+		{ "answer to nothing", true, { AGENT_MERGED, (uint32_t)-22, 0 }, 32 },
 		{ "hinted to nothing", true, { AGENT_HINTED, 0 }, 16 },
 		{ "what only daemons send", true, { AGENT_UFFD, 0 }, 16 },
 		{ "slot over another", true, { AGENT_SLOT, 8192, 8192, 1 }, sizeof(struct agent_slot) },

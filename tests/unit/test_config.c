@@ -51,10 +51,10 @@ static const struct value_case {
 	{ K("scan", "rest_permille", scan_rest_permille), "1000", true, 1000, NULL },
 	/* percent */
 	{ K("merge", "cpu_percent", merge_cpu_percent), "1", true, 1, NULL },
-	{ K("merge", "cpu_percent", merge_cpu_percent), "100%", true, 100, NULL },
+	{ K("merge", "cpu_percent", merge_cpu_percent), "25600%", true, 25600, NULL },
 	{ K("merge", "cpu_percent", merge_cpu_percent), "7 %", true, 7, NULL },
-	{ K("merge", "cpu_percent", merge_cpu_percent), "0%", false, 0, OUT_OF "1 to 100" },
-	{ K("merge", "cpu_percent", merge_cpu_percent), "101", false, 0, OUT_OF "1 to 100" },
+	{ K("merge", "cpu_percent", merge_cpu_percent), "0%", false, 0, OUT_OF "1 to 25600" },
+	{ K("merge", "cpu_percent", merge_cpu_percent), "25601", false, 0, OUT_OF "1 to 25600" },
 	{ K("merge", "cpu_percent", merge_cpu_percent), "half", false, 0, "expected a percentage" },
 	{ K("merge", "cpu_percent", merge_cpu_percent), "20 percent", false, 0, "expected a percentage" },
 	/* duration */
