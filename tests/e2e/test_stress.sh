@@ -6,18 +6,18 @@
 . "$(dirname "$0")/lib.sh"
 needs_root
 
-zram=/sys/block/zram0
+zram=/sys/block/zram0 swap_is_ours=
 swap_on()
 {
 	[ "$(wc -l </proc/swaps)" -le 1 ] || return 0
 	[ -w "$zram/disksize" ] && [ "$(cat "$zram/disksize")" = 0 ] && [ -b /dev/zram0 ] || return 1
-	echo 512M >"$zram/disksize"
-	mkswap /dev/zram0 >/dev/null && swapon /dev/zram0
+	swap_is_ours=1
+	echo 512M >"$zram/disksize" && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0
 }
 
 swap_off()
 {
-	[ -n "${swap_is_ours:-}" ] || return 0
+	[ -n "$swap_is_ours" ] || return 0
 	swapoff /dev/zram0
 	echo 1 >"$zram/reset"
 }
@@ -37,12 +37,10 @@ else
 	echo "skip: test_stress: this kernel has no KSM, not run with it"
 fi
 
-[ "$(wc -l </proc/swaps)" -gt 1 ] || swap_is_ours=1
 if swap_on; then
 	"$build/tests/stress-remap" 5
 	"$build/tests/test_exchange"
 	"$build/tests/test_exchange_more"
 else
-	swap_is_ours=
 	echo "skip: test_stress: no swap and no zram device to make some, not run with it"
 fi

@@ -14,8 +14,6 @@
 #define SEED 4711
 #define SLOT_TIMEOUT_MS 5000
 
-/* 1 as soon as ksmd/remap.h has remap_sweep(). */
-
 static int listen_at(const char *path)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };

@@ -2,6 +2,7 @@
  * may not open a userfaultfd by itself. */
 #include <grp.h>
 #include <sys/ioctl.h>
+#include <sys/ptrace.h>
 
 #include "agent/eligible.h"
 #include "core/clock.h"
@@ -348,6 +349,34 @@ static void test_agent_asked_to_merge_before_hello_refuses(void)
 	CU_ASSERT_EQUAL(WEXITSTATUS(status), 2); /* attach() says so, and the VMM goes its way */
 }
 
+/* ---- a debugger ---- */
+
+/* In a child, which its parent then traces. 0 if merging pauses and no page was touched. */
+static int child_traced(void)
+{
+	struct packet *p = merge_new(0);
+
+	ram_fill();
+	attach_all();
+	if (ptrace(PTRACE_TRACEME, 0, 0, 0) < 0)
+		return 1;
+	merge_run(p, 0, 100, 0);
+	if (merge_ask(p) < 0 || rig.in.header.type != AGENT_MERGED || packet_merged(&rig.in)->error != -EBUSY)
+		return 2;
+	return memvirt_agent_ended(rig.agent) || mapped_from_store(0) || !ram_right() ? 3 : 0;
+}
+
+static void test_agent_traced_merging_pauses(void)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	if (pid == 0)
+		_exit(child_traced());
+	unit_must(pid > 0 && waitpid(pid, &status, 0) == pid, "fork");
+	CU_ASSERT_EQUAL(status, 0);
+}
+
 int main(void)
 {
 	static CU_TestInfo tests[] = {
@@ -360,6 +389,7 @@ int main(void)
 		{ "uffd_granted", test_agent_without_privilege_gets_userfaultfd_of_daemon },
 		{ "uffd_refused", test_agent_without_userfaultfd_still_serves_hints },
 		{ "uffd_hostile", test_agent_asked_to_merge_before_hello_refuses },
+		{ "traced", test_agent_traced_merging_pauses },
 		CU_TEST_INFO_NULL,
 	};
 	const char *why = "a userfaultfd cannot be opened";

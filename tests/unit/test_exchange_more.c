@@ -78,6 +78,98 @@ static void test_exchange_collapsed_and_cooled_in_window_nothing_lost(void)
 	}
 }
 
+/* ---- R1, R3: staging that is not as it should be ---- */
+
+static int populate_after_drop(enum exchange_op op, uint64_t addr, uint64_t len)
+{
+	(void)len;
+	if (op == OP_SCAN && rig.journal->step == STEP_DROP && addr >= rig.journal->staging)
+		*(volatile char *)staging() = 1; /* as mlockall() would */
+	return 0;
+}
+
+static void test_exchange_staging_not_empty_stops_merging(void)
+{
+	for (unsigned huge = 0; huge < 2; huge++) {
+		rig_new(&rig, (struct rig_how){ .huge = huge });
+		rig_run(&rig, 0, 200, 0);
+		exchange_hooks.before = populate_after_drop;
+		CU_ASSERT_EQUAL(rig_merge(&rig, 0), -ENOTEMPTY);
+		exchange_hooks.before = NULL;
+		CU_ASSERT_EQUAL(rig_wrong(&rig), 0);
+		CU_ASSERT_EQUAL(rig_merge(&rig, 1), -ENOTEMPTY); /* and it stays so */
+		CU_ASSERT_EQUAL(exchange_resume(rig.x), 0);
+		CU_ASSERT_EQUAL(rig_merge(&rig, 1), 0);
+		RIG_CHECK(&rig);
+		rig_free(&rig);
+	}
+}
+
+static void discard_before_move(uint32_t step)
+{
+	if (step == STEP_MOVE)
+		madvise(rig_page(&rig, 20), PAGE_BYTES, MADV_DONTNEED);
+}
+
+static int move_says_done(enum exchange_op op, uint64_t addr, uint64_t len, int rc)
+{
+	(void)addr;
+	return op == OP_MOVE && len == PAGE_BYTES && rc == -ENOENT ? 0 : rc;
+}
+
+/* A page that is not in staging, whatever the move has said, is neither compared nor taken for one of zeroes. */
+static void test_exchange_absent_in_staging_not_compared(void)
+{
+	rig_new(&rig, (struct rig_how){ 0 });
+	rig_run(&rig, 20, 1, EXCHANGE_ZERO);
+	exchange_hooks.step = discard_before_move;
+	exchange_hooks.after = move_says_done;
+	CU_ASSERT_EQUAL(rig_merge(&rig, 0), 0);
+	CU_ASSERT_EQUAL(rig.runs[0].outcome, EXCHANGE_ABSENT);
+	CU_ASSERT_EQUAL(exchange_counters(rig.x)->moved_pages, 0);
+	rig.model[20] = 0;
+	RIG_CHECK(&rig);
+	rig_free(&rig);
+}
+
+/* ---- R12: what is not tried, or not for long ---- */
+
+static void test_exchange_merged_and_written_not_moved_again(void)
+{
+	rig_new(&rig, (struct rig_how){ 0 });
+	rig_run(&rig, 0, 100, 0);
+	CU_ASSERT_EQUAL(rig_merge(&rig, 0), 0);
+	for (size_t p = 0; p < 100; p++)
+		rig_fill(&rig, p, p + 1); /* the same again, in copies of its own */
+	CU_ASSERT_EQUAL(rig_merge(&rig, 0), 0);
+	CU_ASSERT_EQUAL(rig.runs[0].outcome, EXCHANGE_ABSENT);
+	CU_ASSERT_EQUAL(exchange_counters(rig.x)->move_errors, 0);
+	CU_ASSERT_EQUAL(exchange_counters(rig.x)->windows, 1);
+	RIG_CHECK(&rig);
+	rig_free(&rig);
+}
+
+/* All pages are shared with a child, and all moves refused: the window is not frozen for each of them. */
+static void test_exchange_all_busy_given_up_soon(void)
+{
+	pid_t child;
+
+	rig_new(&rig, (struct rig_how){ 0 });
+	rig_run(&rig, 0, 512, 0);
+	child = (pid_t)syscall(SYS_fork); /* round the handlers */
+	if (child == 0) {
+		pause();
+		_exit(0);
+	}
+	CU_ASSERT_EQUAL(rig_merge(&rig, 0), 0);
+	CU_ASSERT_EQUAL(rig.runs[0].outcome, EXCHANGE_BUSY);
+	CU_ASSERT_TRUE(exchange_counters(rig.x)->move_errors < 128);
+	RIG_CHECK(&rig);
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	rig_free(&rig);
+}
+
 /* ---- R13: debuggers ---- */
 
 static ssize_t mem_written, mem_read;
@@ -188,6 +280,10 @@ int main(void)
 	static CU_TestInfo tests[] = {
 		{ "R2_swap", test_exchange_staging_swapped_out_nothing_lost },
 		{ "R2_collapse", test_exchange_collapsed_and_cooled_in_window_nothing_lost },
+		{ "R1_not_empty", test_exchange_staging_not_empty_stops_merging },
+		{ "R3_absent", test_exchange_absent_in_staging_not_compared },
+		{ "R12_written", test_exchange_merged_and_written_not_moved_again },
+		{ "R12_all_busy", test_exchange_all_busy_given_up_soon },
 		{ "R13_proc_mem", test_exchange_proc_mem_in_window_refused },
 		{ "R13_traced", test_exchange_traced_process_refused },
 		{ "R6_forget", test_exchange_mapped_over_and_forgotten_merges_again },
