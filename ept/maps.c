@@ -42,7 +42,7 @@ static enum mem_backing backing_of(const struct vma *vma, const char *path, cons
 	if (starts_with(path, end, "/anon_hugepage") || starts_with(path, end, "/dev/hugepages") ||
 	    starts_with(path, end, "/memfd:memory-backend-memfd-hugetlb"))
 		return MEM_HUGETLB;
-	if (!vma->shared && starts_with(path, end, "/memfd:memvirt-store:"))
+	if (vma->store)
 		return MEM_ANON;
 	for (size_t i = 0; vma->shared && i < sizeof(memory_files) / sizeof(memory_files[0]); i++)
 		if (starts_with(path, end, memory_files[i]))
@@ -77,6 +77,7 @@ int maps_parse_line(const char *line, size_t len, struct vma *ret_vma)
 		vma.inode = vma.inode * 10 + (uint64_t)(*p - '0');
 	while (p < end && *p == ' ')
 		p++;
+	vma.store = vma.inode != 0 && !vma.shared && starts_with(p, end, "/memfd:memvirt-store:");
 	vma.backing = backing_of(&vma, p, end);
 	*ret_vma = vma;
 	return 0;

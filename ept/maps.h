@@ -12,7 +12,8 @@ struct vma {
 	uint64_t start, end;
 	uint64_t offset, inode; /* inode 0: anonymous */
 	bool readable, writable, shared;
-	enum mem_backing backing; /* pages merged with a store's frames (mapped privately from it) count as MEM_ANON */
+	bool store; /* pages merged with a store's frames: mapped privately from it; they count as MEM_ANON */
+	enum mem_backing backing;
 };
 
 /* Reads one line (without its newline) of /proc/PID/maps. 0 or -EBADMSG. */

@@ -26,6 +26,8 @@ struct frame_user {
 	bool settled;	  /* every command that "asked" is about was answered */
 	bool changed;
 	struct frame_user_figures figures;
+	struct hva_range *ranges;
+	size_t range_count;
 };
 
 struct frame_users {
@@ -64,6 +66,7 @@ static void user_free(struct frame_user *user)
 		close(user->pidfd);
 	free(user->mapped);
 	free(user->asked);
+	free(user->ranges);
 	free(user);
 }
 
@@ -169,6 +172,9 @@ struct look {
 	uint64_t *bits;
 	int pagemap_fd; /* -1: copies are not counted */
 	bool views;	/* has mappings of the store to compare with */
+	bool keep_ranges;
+	struct hva_range *ranges;
+	size_t range_count, range_cap;
 	struct frame_user_figures figures;
 };
 
@@ -190,6 +196,25 @@ static uint64_t copies_count(int pagemap_fd, uint64_t at, uint64_t end)
 	return pages;
 }
 
+static int range_keep(struct look *l, const struct vma *v)
+{
+	struct hva_range *bigger;
+
+	if (l->range_count > 0 && l->ranges[l->range_count - 1].end == v->start) {
+		l->ranges[l->range_count - 1].end = v->end;
+		return 0;
+	}
+	if (l->range_count == l->range_cap) {
+		l->range_cap = l->range_cap ? l->range_cap * 2 : 256;
+		bigger = reallocarray(l->ranges, l->range_cap, sizeof(*bigger));
+		if (!bigger)
+			return -ENOMEM;
+		l->ranges = bigger;
+	}
+	l->ranges[l->range_count++] = (struct hva_range){ v->start, v->end };
+	return 0;
+}
+
 static int look_at_line(struct look *l, const char *line, size_t len)
 {
 	struct vma v;
@@ -197,6 +222,8 @@ static int look_at_line(struct look *l, const char *line, size_t len)
 	int r = maps_parse_line(line, len, &v);
 
 	l->figures.mappings++;
+	if (r == 0 && v.store && l->keep_ranges)
+		r = range_keep(l, &v);
 	if (r < 0 || v.inode != l->u->inode)
 		return r;
 	l->views |= v.shared; /* no guest depends on it */
@@ -251,18 +278,21 @@ int frame_user_look(struct frame_users *u, struct frame_user *user)
 	auto_close int pagemap_fd = pagestate_open(u->fs, user->pid);
 	auto_free uint64_t *found = calloc(u->words, sizeof(*found));
 	uint64_t *old;
-	struct look l = { .u = u, .bits = found, .pagemap_fd = pagemap_fd };
+	struct look l = { .u = u, .bits = found, .pagemap_fd = pagemap_fd, .keep_ranges = true };
 	int r;
 
 	if (!found)
 		return -ENOMEM;
 	r = look_at_process(&l, user->pid);
-	if (process_ended(user)) /* or the pid may have been another's meanwhile */
-		return 0;
 	if (r == 0 && l.figures.mappings == 0) /* its first thread has ended, others live on in its memory */
 		r = -EAGAIN;
-	if (r < 0)
-		return r;
+	if (r < 0 || process_ended(user)) { /* ended: the pid may have been another's meanwhile */
+		free(l.ranges);
+		return process_ended(user) ? 0 : r;
+	}
+	free(user->ranges);
+	user->ranges = l.ranges;
+	user->range_count = l.range_count;
 	old = user->mapped; /* freed on return */
 	user->mapped = found;
 	found = old;
@@ -271,6 +301,12 @@ int frame_user_look(struct frame_users *u, struct frame_user *user)
 	user->changed = false;
 	user->figures = l.figures;
 	return 0;
+}
+
+const struct hva_range *frame_user_ranges(const struct frame_user *user, size_t *ret_count)
+{
+	*ret_count = user->range_count;
+	return user->ranges;
 }
 
 /* Others: children of clients, or who was given the descriptor. */

@@ -30,6 +30,10 @@
 struct frame_users;
 struct frame_user; /* a client */
 
+struct hva_range {
+	uint64_t start, end;
+};
+
 struct frame_user_figures {
 	uint64_t mapped_pages; /* mapped to frames */
 	uint64_t broken_pages; /* of these: copied on write since */
@@ -55,6 +59,9 @@ void frame_user_changed(struct frame_user *user);
 int frame_user_look(struct frame_users *u, struct frame_user *user);
 /* As last looked at; zeroes before. */
 const struct frame_user_figures *frame_user_figures(const struct frame_user *user);
+/* Where it maps frames, of any store, as last looked at; ascending, apart. What was copied on write since is part of it:
+ * it cannot be exchanged in place (SAFETY.md, R12). Borrowed until the next look. */
+const struct hva_range *frame_user_ranges(const struct frame_user *user, size_t *ret_count);
 
 /* Looks at all processes: *ret_bits, owned by u and good until the next look, has a bit for each frame in use.
  * 0; -EBUSY (see above), or -errno when a process could not be looked at: then nothing is known. */

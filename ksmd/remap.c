@@ -57,7 +57,7 @@ struct round {
 	size_t count;
 	struct plan_range *ranges;
 	size_t range_count;
-	uint64_t **huge; /* per range */
+	uint64_t **huge, **merged; /* per range */
 	const struct remap_limits *limits;
 	uint64_t start_ns;
 	uint64_t cpu_ns;	/* of this thread when the round began */
@@ -158,6 +158,31 @@ static uint64_t *huge_windows(int pagemap_fd, uint64_t at, uint64_t end)
 	return bits;
 }
 
+/* A bit for each page that is mapped to a frame, written since or not. NULL and 0: none is; -ENOMEM. */
+static int merged_pages(const struct frame_user *user, uint64_t start, uint64_t end, uint64_t **ret_bits)
+{
+	size_t count;
+	const struct hva_range *ranges = frame_user_ranges(user, &count);
+	uint64_t *bits = NULL;
+
+	*ret_bits = NULL;
+	for (size_t i = 0; i < count; i++) {
+		uint64_t from = ranges[i].start > start ? ranges[i].start : start;
+		uint64_t to = ranges[i].end < end ? ranges[i].end : end;
+
+		if (from >= to)
+			continue;
+		if (!bits)
+			bits = calloc((end - start) / PAGE_BYTES / 64 + 1, sizeof(*bits));
+		if (!bits)
+			return -ENOMEM;
+		for (uint64_t p = (from - start) / PAGE_BYTES; p < (to - start) / PAGE_BYTES; p++)
+			bits[p / 64] |= UINT64_C(1) << p % 64;
+	}
+	*ret_bits = bits;
+	return 0;
+}
+
 /* The part of a target that lies in a slot; page: the target's first. */
 static int range_add(struct round *o, uint32_t vm, const struct scan_target *t, uint64_t page,
 		     const struct agent_slot_view *slot)
@@ -171,7 +196,8 @@ static int range_add(struct round *o, uint32_t vm, const struct scan_target *t, 
 		return 0;
 	skip = (start - t->hva) / PAGE_BYTES;
 	o->huge[o->range_count] = huge_windows(t->pagemap_fd, start, end);
-	if (!o->huge[o->range_count])
+	if (!o->huge[o->range_count] ||
+	    merged_pages(o->lanes[vm].user, start, end, &o->merged[o->range_count]) < 0)
 		return -ENOMEM;
 	o->ranges[o->range_count] = (struct plan_range){
 		.vm = vm,
@@ -179,6 +205,7 @@ static int range_add(struct round *o, uint32_t vm, const struct scan_target *t, 
 		.hva = start,
 		.pages = (end - start) / PAGE_BYTES,
 		.hashes = t->hashes + skip,
+		.merged = o->merged[o->range_count],
 		.huge = o->huge[o->range_count],
 	};
 	o->range_count++;
@@ -225,7 +252,8 @@ static int ranges_make(struct round *o)
 		total += o->lanes[i].vm->table->target_count + AGENT_SLOTS_MAX;
 	o->ranges = calloc(total + 1, sizeof(*o->ranges));
 	o->huge = calloc(total + 1, sizeof(*o->huge));
-	if (!o->ranges || !o->huge)
+	o->merged = calloc(total + 1, sizeof(*o->merged));
+	if (!o->ranges || !o->huge || !o->merged)
 		return -ENOMEM;
 	for (size_t i = 0; i < o->count && r == 0; i++)
 		r = vm_ranges_make(o, (uint32_t)i);
@@ -521,9 +549,12 @@ static int lanes_make(struct round *o, const struct remap_vm *vms)
 
 static void round_free(struct round *o)
 {
-	for (size_t i = 0; i < o->range_count; i++)
+	for (size_t i = 0; o->huge && o->merged && i <= o->range_count; i++) { /* one may be half made */
 		free(o->huge[i]);
+		free(o->merged[i]);
+	}
 	free(o->huge);
+	free(o->merged);
 	free(o->ranges);
 	free(o->lanes);
 }

@@ -139,6 +139,8 @@ static unsigned used(uint32_t first, uint32_t n, bool *ret_all)
 
 static void test_users_mappings_tell(void)
 {
+	const struct hva_range *where;
+	size_t ranges;
 	bool all;
 
 	rig_start();
@@ -149,10 +151,17 @@ static void test_users_mappings_tell(void)
 	CU_ASSERT_EQUAL(frame_user_figures(rig.user)->mapped_pages, 21);
 	CU_ASSERT_EQUAL(frame_user_figures(rig.user)->broken_pages, 0);
 	CU_ASSERT_TRUE(frame_user_figures(rig.user)->mappings > 5);
+	frame_user_ranges(rig.user, &ranges);
+	CU_ASSERT_TRUE(ranges == 1 || ranges == 2); /* the kernel may put both side by side */
 	tell(&rig.client, WRITE, 12, 3); /* copied on write is mapped still */
 	frame_user_changed(rig.user);
 	CU_ASSERT_EQUAL(used(10, 20, &all), 21);
 	CU_ASSERT_EQUAL(frame_user_figures(rig.user)->broken_pages, 3);
+	where = frame_user_ranges(rig.user, &ranges);
+	for (size_t i = 0, pages = 0; i < ranges; i++) {
+		pages += (where[i].end - where[i].start) / PAGE_BYTES;
+		CU_ASSERT_TRUE(i + 1 < ranges || pages == 21);
+	}
 	tell(&rig.client, UNMAP, 10, 20);
 	CU_ASSERT_EQUAL(used(LAST, 1, &all), 21); /* nobody has said that it changed: what was known stands */
 	CU_ASSERT_FALSE(frame_users_stale(rig.users));
