@@ -48,7 +48,9 @@ static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 			continue;
 		target->hashes = scan_hashes_new(target->pages);
 		target->used = calloc((size_t)(target->pages / SCAN_CHUNK_PAGES + 1), 1);
-		if (!target->hashes || !target->used)
+		target->changed = calloc((size_t)(target->pages / SCAN_CHUNK_PAGES + 1) * SCAN_CHUNK_WORDS,
+					 sizeof(*target->changed));
+		if (!target->hashes || !target->used || !target->changed)
 			return -ENOMEM; /* also for an address space too large to be true */
 	}
 	return 0;
@@ -105,6 +107,7 @@ struct page_table *page_table_unref(struct page_table *t)
 	for (size_t i = 0; i < t->target_count; i++) {
 		scan_hashes_free(t->targets[i].hashes, t->targets[i].pages);
 		free(t->targets[i].used);
+		free(t->targets[i].changed);
 	}
 	free(t->targets);
 	if (t->pidfd >= 0)

@@ -202,7 +202,7 @@ static uint32_t ref_position(const struct plan *p, const struct join_ref *ref)
 	uint32_t position = plan_position(p, ref->owner, ref->page);
 
 	if (position == POSITION_NONE || p->windows[position / PLAN_WINDOW_PAGES].skip ||
-	    position_merged(p, position))
+	    position_left_out(p, position))
 		return POSITION_NONE;
 	return position;
 }

@@ -34,7 +34,7 @@ struct plan_range {
 	uint64_t pages;
 	const uint64_t *hashes;
 	/* A bit for each page; NULL: none. */
-	const uint64_t *merged; /* is mapped to a frame already (or was moved out as zero) */
+	const uint64_t *left_out; /* is not to be merged now: mapped to a frame already, changing all the time */
 	/* A bit for each window, the first being the one that holds hva; NULL: none. */
 	const uint64_t *huge; /* is mapped by a huge page */
 	const uint64_t *skip; /* not to be touched: pinned, breaking too often, just written */

@@ -36,7 +36,7 @@ static bool block_possible(const struct plan *p, uint32_t window)
 	if (w->skip || w->from != 0 || w->to != PLAN_WINDOW_PAGES)
 		return false;
 	for (uint32_t i = 0; i < PLAN_WINDOW_PAGES; i++) {
-		if (w->hashes[i] == PAGE_HASH_NONE || position_merged(p, window * PLAN_WINDOW_PAGES + i))
+		if (w->hashes[i] == PAGE_HASH_NONE || position_left_out(p, window * PLAN_WINDOW_PAGES + i))
 			return false;
 		zero += w->hashes[i] == PAGE_HASH_ZERO;
 	}

@@ -106,11 +106,11 @@ static inline uint64_t position_index(const struct plan *p, uint32_t position)
 	return position - (uint64_t)s->first_window * PLAN_WINDOW_PAGES - s->shift;
 }
 
-static inline bool position_merged(const struct plan *p, uint32_t position)
+static inline bool position_left_out(const struct plan *p, uint32_t position)
 {
 	const struct plan_span *s = &p->spans[p->windows[position / PLAN_WINDOW_PAGES].span];
 
-	return s->range.merged && bit_get(s->range.merged, position_index(p, position));
+	return s->range.left_out && bit_get(s->range.left_out, position_index(p, position));
 }
 
 /* POSITION_NONE when no range has the page. */

@@ -31,7 +31,7 @@ static void window_match_known(struct plan *p, uint32_t window)
 		uint32_t position = window * PLAN_WINDOW_PAGES + at, frame;
 		uint64_t hash = w->hashes[at - w->from];
 
-		if (hash <= PAGE_HASH_ZERO || bit_get(p->candidate, position) || position_merged(p, position)) {
+		if (hash <= PAGE_HASH_ZERO || bit_get(p->candidate, position) || position_left_out(p, position)) {
 			last = last == FRAME_NONE ? last : last + 1;
 			continue;
 		}

@@ -211,7 +211,7 @@ static uint64_t key_of(const struct plan *p, uint32_t position, struct before *b
 	if (hash == PAGE_HASH_NONE)
 		goto none;
 	if (hash == PAGE_HASH_ZERO) {
-		if (position_merged(p, position))
+		if (position_left_out(p, position))
 			goto none;
 		/* In the middle of a known run that has a frame of zeroes, one mapping serves both sides. */
 		if (p->index)

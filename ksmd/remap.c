@@ -57,7 +57,7 @@ struct round {
 	size_t count;
 	struct plan_range *ranges;
 	size_t range_count;
-	uint64_t **huge, **merged; /* per range */
+	uint64_t **huge, **left_out; /* per range */
 	const struct remap_limits *limits;
 	uint64_t start_ns;
 	uint64_t cpu_ns;	/* of this thread when the round began */
@@ -158,29 +158,33 @@ static uint64_t *huge_windows(int pagemap_fd, uint64_t at, uint64_t end)
 	return bits;
 }
 
-/* A bit for each page that is mapped to a frame, written since or not. NULL and 0: none is; -ENOMEM. */
-static int merged_pages(const struct frame_user *user, uint64_t start, uint64_t end, uint64_t **ret_bits)
+static void bits_set(uint64_t *bits, uint64_t from, uint64_t to)
+{
+	for (uint64_t p = from; p < to; p++)
+		bits[p / 64] |= UINT64_C(1) << p % 64;
+}
+
+/* A bit for each page of [start, end) that is not to be merged now: it is mapped to a frame already, written since or not;
+ * or the guest has written to it between the last two passes, and would soon again: a merge costs it a fault and a copy.
+ * first: the target's page at start. NULL: no memory. */
+static uint64_t *pages_left_out(const struct frame_user *user, const struct scan_target *t, uint64_t first,
+				uint64_t start, uint64_t end)
 {
 	size_t count;
 	const struct hva_range *ranges = frame_user_ranges(user, &count);
-	uint64_t *bits = NULL;
+	uint64_t pages = (end - start) / PAGE_BYTES, *bits = calloc(pages / 64 + 1, sizeof(*bits));
 
-	*ret_bits = NULL;
-	for (size_t i = 0; i < count; i++) {
+	for (size_t i = 0; bits && i < count; i++) {
 		uint64_t from = ranges[i].start > start ? ranges[i].start : start;
 		uint64_t to = ranges[i].end < end ? ranges[i].end : end;
 
-		if (from >= to)
-			continue;
-		if (!bits)
-			bits = calloc((end - start) / PAGE_BYTES / 64 + 1, sizeof(*bits));
-		if (!bits)
-			return -ENOMEM;
-		for (uint64_t p = (from - start) / PAGE_BYTES; p < (to - start) / PAGE_BYTES; p++)
-			bits[p / 64] |= UINT64_C(1) << p % 64;
+		if (from < to)
+			bits_set(bits, (from - start) / PAGE_BYTES, (to - start) / PAGE_BYTES);
 	}
-	*ret_bits = bits;
-	return 0;
+	for (uint64_t p = 0; bits && p < pages; p++)
+		if (t->changed[(first + p) / 64] >> (first + p) % 64 & 1)
+			bits_set(bits, p, p + 1);
+	return bits;
 }
 
 /* The part of a target that lies in a slot; page: the target's first. */
@@ -196,8 +200,8 @@ static int range_add(struct round *o, uint32_t vm, const struct scan_target *t, 
 		return 0;
 	skip = (start - t->hva) / PAGE_BYTES;
 	o->huge[o->range_count] = huge_windows(t->pagemap_fd, start, end);
-	if (!o->huge[o->range_count] ||
-	    merged_pages(o->lanes[vm].user, start, end, &o->merged[o->range_count]) < 0)
+	o->left_out[o->range_count] = pages_left_out(o->lanes[vm].user, t, skip, start, end);
+	if (!o->huge[o->range_count] || !o->left_out[o->range_count])
 		return -ENOMEM;
 	o->ranges[o->range_count] = (struct plan_range){
 		.vm = vm,
@@ -205,7 +209,7 @@ static int range_add(struct round *o, uint32_t vm, const struct scan_target *t, 
 		.hva = start,
 		.pages = (end - start) / PAGE_BYTES,
 		.hashes = t->hashes + skip,
-		.merged = o->merged[o->range_count],
+		.left_out = o->left_out[o->range_count],
 		.huge = o->huge[o->range_count],
 	};
 	o->range_count++;
@@ -252,8 +256,8 @@ static int ranges_make(struct round *o)
 		total += o->lanes[i].vm->table->target_count + AGENT_SLOTS_MAX;
 	o->ranges = calloc(total + 1, sizeof(*o->ranges));
 	o->huge = calloc(total + 1, sizeof(*o->huge));
-	o->merged = calloc(total + 1, sizeof(*o->merged));
-	if (!o->ranges || !o->huge || !o->merged)
+	o->left_out = calloc(total + 1, sizeof(*o->left_out));
+	if (!o->ranges || !o->huge || !o->left_out)
 		return -ENOMEM;
 	for (size_t i = 0; i < o->count && r == 0; i++)
 		r = vm_ranges_make(o, (uint32_t)i);
@@ -549,12 +553,12 @@ static int lanes_make(struct round *o, const struct remap_vm *vms)
 
 static void round_free(struct round *o)
 {
-	for (size_t i = 0; o->huge && o->merged && i <= o->range_count; i++) { /* one may be half made */
+	for (size_t i = 0; o->huge && o->left_out && i <= o->range_count; i++) { /* one may be half made */
 		free(o->huge[i]);
-		free(o->merged[i]);
+		free(o->left_out[i]);
 	}
 	free(o->huge);
-	free(o->merged);
+	free(o->left_out);
 	free(o->ranges);
 	free(o->lanes);
 }

@@ -50,6 +50,8 @@ struct worker {
 	char *buffer;		    /* BATCH_PAGES pages */
 	struct batch alone, shared; /* pages to read, by how often they are mapped: see scan.h */
 	int node; /* where it runs; -1: anywhere */
+	uint64_t first;		    /* page of the target that the chunk begins with */
+	uint64_t old[SCAN_CHUNK_PAGES]; /* hashes of the scan before */
 	/* Counts of one chunk: */
 	uint64_t present, zero, zero_mapped, swapped, huge, index_hits;
 };
@@ -76,6 +78,27 @@ uint64_t *scan_hashes_free(uint64_t *hashes, uint64_t pages)
 
 /* ---- one chunk ---- */
 
+/* Keeps the chunk's hashes of the scan before, to compare with. */
+static void old_keep(struct worker *w, const struct scan_target *t, uint64_t first, uint64_t pages)
+{
+	w->first = first;
+	if (!t->changed)
+		return;
+	if (t->used && !t->used[first / SCAN_CHUNK_PAGES])
+		memset(w->old, 0, sizeof(w->old)); /* none; reading them would take memory for the array */
+	else
+		memcpy(w->old, t->hashes + first, pages * sizeof(*w->old));
+	memset(t->changed + first / SCAN_CHUNK_PAGES * SCAN_CHUNK_WORDS, 0, SCAN_CHUNK_WORDS * sizeof(*t->changed));
+}
+
+static void changed_note(const struct worker *w, const struct scan_target *t, uint64_t page, uint64_t hash)
+{
+	uint64_t old = t->changed ? w->old[page - w->first] : PAGE_HASH_NONE;
+
+	if (old != PAGE_HASH_NONE && old != hash)
+		t->changed[page / 64] |= UINT64_C(1) << page % 64;
+}
+
 static void hash_pages(struct worker *w, struct scan_target *t, const uint64_t *pages, size_t count)
 {
 	struct stable_index *index = w->scan->index;
@@ -83,6 +106,7 @@ static void hash_pages(struct worker *w, struct scan_target *t, const uint64_t *
 	for (size_t i = 0; i < count; i++) {
 		uint64_t hash = page_hash(w->buffer + i * PAGE_BYTES, t->seed);
 
+		changed_note(w, t, pages[i], hash);
 		t->hashes[pages[i]] = hash;
 		w->present++;
 		if (hash == PAGE_HASH_ZERO) {
@@ -221,6 +245,7 @@ static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
 	struct page_range ranges[RANGES_MAX];
 	bool placed = false;
 
+	old_keep(w, t, first, pages);
 	madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
 	while (at < end && !t->gone) {
 		ssize_t n = pagestate_ranges(t->pagemap_fd, at, end, ranges, RANGES_MAX, &at);

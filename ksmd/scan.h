@@ -26,6 +26,7 @@ struct stable_index;
 /* Work is handed out in chunks of address space: 32 MiB, about 4 ms of work, is the grain of quotas, progress and
  * cancelling. Its hashes are a whole number of pages, so they can be dropped as such. */
 #define SCAN_CHUNK_PAGES 8192
+#define SCAN_CHUNK_WORDS (SCAN_CHUNK_PAGES / 64)
 
 /* One stretch of a VMM's address space and what is known of its pages. */
 struct scan_target {
@@ -41,6 +42,8 @@ struct scan_target {
 	uint64_t *hashes; /* from scan_hashes_new(pages), may hold an earlier scan; borrowed */
 
 	uint8_t *used;	  /* one per SCAN_CHUNK_PAGES pages: whether any hash in it is set; borrowed; may be NULL */
+	uint64_t *changed; /* a bit per page, 64 * SCAN_CHUNK_WORDS for each chunk: it had another hash in the scan before;
+			      borrowed; may be NULL */
 
 	/* Filled by the scan: */
 	_Atomic uint64_t present_pages; /* backed by a frame of their own */

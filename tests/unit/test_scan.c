@@ -71,6 +71,37 @@ static void test_scan_old_hashes_replaced(void)
 	unit_child_stop(&c);
 }
 
+static void test_scan_changed_since_the_scan_before_is_noted(void)
+{
+	static const uint64_t contents[] = { 3, 4, 5, 0, 6, UNIT_ABSENT };
+	struct unit_pages layout = { contents, ARRAY_SIZE(contents) };
+	uint64_t changed[SCAN_CHUNK_WORDS] = { 1u << 5 | 1u << 1 }; /* of earlier scans: nobody's business */
+	uint8_t used[2] = { 1 };
+	struct unit_child c;
+	struct scan_target t;
+
+	if (geteuid() != 0)
+		UNIT_SKIP("reading another process needs root");
+	unit_child_start(&c, unit_pages_make, &layout);
+	target_open(&t, &c, ARRAY_SIZE(contents));
+	t.changed = changed;
+	t.used = used;
+	t.hashes[0] = 1234;	  /* another content then */
+	t.hashes[1] = hash_of(4); /* the same */
+	t.hashes[3] = hash_of(7); /* zero now */
+	t.hashes[5] = hash_of(8); /* was there then: page 2 and 4 were not */
+	CU_ASSERT_EQUAL(scan(&t, 1, (struct scan_limits){ .workers = 1 }), 0);
+	CU_ASSERT_EQUAL(changed[0], 1u << 0 | 1u << 3);
+	CU_ASSERT_EQUAL(scan(&t, 1, (struct scan_limits){ .workers = 1 }), 0);
+	CU_ASSERT_EQUAL(changed[0], 0); /* settled */
+	used[0] = 0;
+	t.hashes[0] = 1234; /* of nothing: the chunk was empty */
+	CU_ASSERT_EQUAL(scan(&t, 1, (struct scan_limits){ .workers = 1 }), 0);
+	CU_ASSERT_EQUAL(changed[0], 0);
+	target_close(&t);
+	unit_child_stop(&c);
+}
+
 static void test_scan_several_targets_kept_apart(void)
 {
 	enum { TARGETS = 5 };
@@ -321,6 +352,7 @@ int main(void)
 	static CU_TestInfo tests[] = {
 		{ "known_contents", test_scan_known_contents_hashed_by_any_workers },
 		{ "old_hashes", test_scan_old_hashes_replaced },
+		{ "changed", test_scan_changed_since_the_scan_before_is_noted },
 		{ "several_targets", test_scan_several_targets_kept_apart },
 		{ "no_targets", test_scan_no_targets_succeeds },
 		{ "nothing_faulted_in", test_scan_absent_and_zero_mapped_not_faulted_in },
