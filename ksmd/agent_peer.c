@@ -10,6 +10,7 @@
 
 #include "agent/packet.h"
 #include "core/cleanup.h"
+#include "core/clock.h"
 #include "ksmd/agent_journal.h"
 #include "ksmd/store.h"
 
@@ -177,6 +178,20 @@ int agent_peer_take(struct agent_peer *p, int timeout_ms, struct agent_answer *r
 	r = packet_take(p, &packet, ret_answer);
 	packet_close(&packet);
 	return r;
+}
+
+int agent_peer_answer(struct agent_peer *p, int timeout_ms, struct agent_answer *ret_answer)
+{
+	uint64_t end = clock_mono_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC, now;
+	int r = 0;
+
+	while (r == 0) {
+		now = clock_mono_ns();
+		if (now >= end)
+			return -ETIMEDOUT;
+		r = agent_peer_take(p, (int)((end - now) / NSEC_PER_MSEC) + 1, ret_answer);
+	}
+	return r < 0 ? r : 0;
 }
 
 /* ---- life ---- */
@@ -378,7 +393,7 @@ int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, si
 		n = count < AGENT_HINTS_MAX ? count : AGENT_HINTS_MAX;
 		r = agent_peer_hint(p, hints, n);
 		while (r == 0 && p->outstanding > 0)
-			r = agent_peer_take(p, timeout_ms, &answer) < 0 ? -ETIMEDOUT : 0;
+			r = agent_peer_answer(p, timeout_ms, &answer);
 		if (r < 0)
 			return r;
 		if (*ret_error == 0)

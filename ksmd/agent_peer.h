@@ -53,6 +53,8 @@ struct agent_answer {
 /* Takes in one packet, waiting at most timeout_ms. 1 and an answer; 0: something else came; -ETIMEDOUT; -EPROTO
  * (nonsense); -EPROTONOSUPPORT (an agent of another version); -ECONNRESET. After an error only free() is of use. */
 int agent_peer_take(struct agent_peer *p, int timeout_ms, struct agent_answer *ret_answer);
+/* The same until an answer has come. What comes beside it does not make the time longer. 0; -errno as above. */
+int agent_peer_answer(struct agent_peer *p, int timeout_ms, struct agent_answer *ret_answer);
 
 /* ---- what it is told; 0, -EBUSY, or -errno: the connection is over ---- */
 

@@ -18,6 +18,10 @@
 /* An agent answers a window within milliseconds; one that does not is hung, and so are perhaps its guest's
  * threads, which is for the repair to end. */
 #define ANSWER_TIMEOUT_MS 5000
+/* Beyond that, how long all answers of one agent may take, for each: one that is slow on purpose would hold up the other
+ * VMs for hours. A window takes 0.2 to 5 ms, and up to eight are on their way at once. */
+#define ANSWER_USUAL_MS 50
+#define WINDOW_CPU_US_MAX 20000 /* an agent that says more would have the round rest for ever */
 #define NAP_MAX_NS (20 * NSEC_PER_MSEC)
 #define HUGE_BYTES ((uint64_t)PLAN_WINDOW_PAGES * PAGE_BYTES)
 
@@ -49,6 +53,7 @@ struct lane { /* of one VM */
 	uint32_t mappings_left;
 	struct sent sent[AGENT_PEER_OUTSTANDING];
 	unsigned first, count;
+	uint64_t answers, waited_ns; /* for these */
 };
 
 struct round {
@@ -286,6 +291,7 @@ static void answer_count(struct round *o, struct lane *lane, const struct agent_
 		const struct agent_run *run = &s->runs[i];
 		uint16_t merged = a->error ? 0 : a->results[i].merged;
 
+		merged = merged < run->pages ? merged : run->pages; /* it may say anything */
 		if (run->frame == AGENT_ZERO) {
 			lane->result.zero_pages += merged;
 			continue;
@@ -299,11 +305,20 @@ static void answer_count(struct round *o, struct lane *lane, const struct agent_
 		o->result.skipped_runs += a->results[i].outcome == AGENT_RUN_SKIPPED;
 		o->result.failed_runs += a->results[i].outcome == AGENT_RUN_FAILED;
 	}
-	o->agents_cpu_us += a->cpu_us;
+	o->agents_cpu_us += a->cpu_us < WINDOW_CPU_US_MAX ? a->cpu_us : WINDOW_CPU_US_MAX;
 	if (a->stall_us > o->result.stall_us_max)
 		o->result.stall_us_max = a->stall_us;
 	lane->first = (lane->first + 1) % AGENT_PEER_OUTSTANDING;
 	lane->count--;
+	lane->answers++;
+}
+
+static int patience_ms(const struct lane *lane)
+{
+	uint64_t all = ANSWER_TIMEOUT_MS + lane->answers * ANSWER_USUAL_MS, waited = lane->waited_ns / NSEC_PER_MSEC;
+	uint64_t left = waited < all ? all - waited : 0;
+
+	return left < ANSWER_TIMEOUT_MS ? (int)left : ANSWER_TIMEOUT_MS;
 }
 
 /* Takes answers until at most "left" windows are without one. */
@@ -312,11 +327,13 @@ static void answers_take(struct round *o, struct lane *lane, unsigned left)
 	struct agent_answer answer;
 
 	while (!lane->result.broken && lane->count > left) {
-		int r = agent_peer_take(lane->vm->peer, ANSWER_TIMEOUT_MS, &answer);
+		uint64_t start = clock_mono_ns();
+		int r = agent_peer_answer(lane->vm->peer, patience_ms(lane), &answer);
 
-		if (r == 1 && answer.merged)
+		lane->waited_ns += clock_mono_ns() - start;
+		if (r == 0) {
 			answer_count(o, lane, &answer);
-		if (r < 0) {
+		} else {
 			log_warning("agent pid=%d gives no answer, its VM is merged no further: %s",
 				    (int)agent_peer_pid(lane->vm->peer), strerror(-r));
 			lane->result.broken = true;
@@ -534,7 +551,8 @@ static int lanes_make(struct round *o, const struct remap_vm *vms)
 			log_warning("agent pid=%d does not take the store: %s", (int)agent_peer_pid(vms[i].peer),
 				    strerror(-r));
 	}
-	/* First all, then their addresses: a client that is new may drop one that has ended. */
+	/* First all, then their addresses: a client that is new drops those that have ended. Nothing drops any from the
+	 * first address on. */
 	for (size_t i = 0; i < o->count; i++) {
 		const struct agent_peer *peer = vms[i].peer;
 

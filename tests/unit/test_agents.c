@@ -2,11 +2,14 @@
  * connections of this process: its pid is what the kernel names. */
 #include "ksmd/agents.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
 #include "agent/packet.h"
+#include "core/clock.h"
 #include "ksmd/agent_journal.h"
 #include "ksmd/store.h"
 #include "tests/unit/unit.h"
@@ -291,6 +294,46 @@ static void test_agents_second_store_needs_a_new_connection(void)
 	store_free(two);
 }
 
+static atomic_bool flood_over;
+
+static void *flood(void *arg)
+{
+	const struct agent_range released = { { .type = AGENT_RELEASED }, 4096, 4096 };
+
+	while (!atomic_load(&flood_over))
+		packet_send(*(int *)arg, &released, sizeof(released), NULL, 0);
+	return NULL;
+}
+
+/* An agent that talks without end and answers nothing. */
+static void test_agents_flood_is_no_answer(void)
+{
+	const struct agent_run run = { 0, 1, 0 };
+	struct agent_answer answer;
+	struct agent_peer *peer;
+	uint64_t start;
+	pthread_t thread;
+	int fd;
+
+	rig_start();
+	fd = dial();
+	say_hello(fd);
+	settle();
+	peer = agent_lend(rig.agents, agents_find(rig.agents, getpid()));
+	CU_ASSERT_EQUAL(agent_peer_merge(peer, 0x200000, &run, 1, 1, 1), 0);
+	atomic_store(&flood_over, false);
+	unit_must(pthread_create(&thread, NULL, flood, &fd) == 0, "pthread_create");
+	start = clock_mono_ns();
+	CU_ASSERT_EQUAL(agent_peer_answer(peer, 200, &answer), -ETIMEDOUT);
+	CU_ASSERT_TRUE(clock_mono_ns() - start < 2 * NSEC_PER_SEC);
+	atomic_store(&flood_over, true);
+	shutdown(fd, SHUT_RDWR);
+	pthread_join(thread, NULL);
+	agent_return(rig.agents, peer, true);
+	close(fd);
+	agents_free(rig.agents);
+}
+
 /* ---- what comes with a hello ---- */
 
 static void test_journal_unfit_refused(void)
@@ -366,6 +409,7 @@ int main(void)
 		{ "newer", test_agents_newer_connection_replaces },
 		{ "lent", test_agents_lent_is_not_read_and_comes_back },
 		{ "second_store", test_agents_second_store_needs_a_new_connection },
+		{ "flood", test_agents_flood_is_no_answer },
 		{ "journal", test_journal_unfit_refused },
 		{ "repair", test_journal_repaired_only_when_thread_is_dead },
 		CU_TEST_INFO_NULL,
