@@ -560,11 +560,13 @@ static int lanes_make(struct round *o, const struct remap_vm *vms)
 			return -ENOMEM;
 	}
 	for (size_t i = 0; i < o->count; i++) {
-		o->lanes[i].user = frame_users_client(o->r->users, agent_peer_pid(vms[i].peer),
-						      agent_peer_pidfd(vms[i].peer));
-		if (!o->lanes[i].user)
-			return -ENOMEM;
-		o->lanes[i].mappings_left = mappings_left(o->r, o->lanes[i].user);
+		struct lane *lane = &o->lanes[i];
+
+		lane->user = frame_users_find(o->r->users, agent_peer_pid(vms[i].peer));
+		if (lane->user)
+			lane->mappings_left = mappings_left(o->r, lane->user);
+		else
+			lane->result.broken = true;
 	}
 	return 0;
 }
