@@ -268,6 +268,14 @@ struct agent *agents_find(const struct agents *a, pid_t pid)
 	return NULL;
 }
 
+void agents_drop(struct agents *a, pid_t pid)
+{
+	for (struct agent_entry *e = a->first; e; e = e->next)
+		if (e->pid == pid)
+			entry_end(a, e);
+	dead_free(a);
+}
+
 /* ---- lending ---- */
 
 struct agent_peer *agent_lend(struct agents *a, struct agent *agent)

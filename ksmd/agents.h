@@ -32,6 +32,8 @@ bool agents_review(struct agents *a, bool (*is_vm)(pid_t pid, void *userdata), v
 
 /* The agent of this process, if it has said hello; NULL: none. Good until the next dispatch or review. */
 struct agent *agents_find(const struct agents *a, pid_t pid);
+/* Ends the connection of this process, which is not lent and makes a new one by itself. */
+void agents_drop(struct agents *a, pid_t pid);
 /* Gives the peer to another thread, and takes it back; broken: its connection is of no use any more. */
 struct agent_peer *agent_lend(struct agents *a, struct agent *agent);
 void agent_return(struct agents *a, struct agent_peer *peer, bool broken);

@@ -271,6 +271,29 @@ static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 
 /* ---- planning a pass ---- */
 
+/* Tables of VMs that are not what they were. First of all in a tick: a VM that has another domain since must not be in
+ * another round of its old one, whose pass may be long over. */
+static void tables_review(struct ksmd *k, const struct host_snapshot *s)
+{
+	for (size_t i = 0; i < s->vm_count; i++) {
+		struct tracked_vm *t = ksmd_track(k, &s->vms[i]);
+
+		if (t && t->table && !page_table_is_for(t->table, &s->vms[i]))
+			t->table = page_table_unref(t->table);
+	}
+}
+
+/* Frames of another domain are in another store, for which its agent has to make a new connection. */
+static int domain_choose(struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm)
+{
+	const struct domain *before = t->domain;
+	int r = ksmd_domain(k, vm->domain, &t->domain);
+
+	if (r == 0 && before && before != t->domain && k->agents)
+		agents_drop(k->agents, t->pid);
+	return r;
+}
+
 /* Marks the VMs to scan now and makes their tables. True when there is one. */
 static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 {
@@ -285,11 +308,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 		if (!t)
 			continue;
 		t->early = false;
-		t->due = !t->passed_ns || (rested && s->taken_ns - t->passed_ns >= interval_ns);
-		if (t->table && !page_table_is_for(t->table, vm)) {
-			t->table = page_table_unref(t->table);
-			t->due = true;
-		}
+		t->due = !t->passed_ns || !t->table || (rested && s->taken_ns - t->passed_ns >= interval_ns);
 		/* While the scanner works the estimate for its VMs stands; afterwards a new pass shows what is left. */
 		if (scanner_works && by_kernel(t->engine))
 			t->due = false;
@@ -297,7 +316,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 			t->due = false;
 			continue;
 		}
-		r = ksmd_domain(k, vm->domain, &t->domain);
+		r = domain_choose(k, t, vm);
 		if (r == 0 && !t->table)
 			r = page_table_new(k->fs, vm, t->domain->seed, &t->table);
 		if (r < 0) {
@@ -330,6 +349,8 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 	pass_take(k, s);
 	ksmd_round_take(k, s);
 	ksmd_marking_take(k);
+	if (!k->pass) /* which writes them */
+		tables_review(k, s);
 	ksmd_engines_decide(k, s, in.refusal);
 	expectation_update(k, s, in.refusal != NULL);
 	saved_update(k, s);

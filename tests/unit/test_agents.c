@@ -238,6 +238,23 @@ static void test_agents_newer_connection_replaces(void)
 	agents_free(rig.agents);
 }
 
+static void test_agents_dropped_is_closed(void)
+{
+	int fd;
+
+	rig_start();
+	fd = dial();
+	say_hello(fd);
+	settle();
+	agents_drop(rig.agents, getpid() + 1);
+	CU_ASSERT_FALSE(is_closed(fd));
+	agents_drop(rig.agents, getpid());
+	CU_ASSERT_TRUE(is_closed(fd));
+	CU_ASSERT_PTR_NULL(agents_find(rig.agents, getpid()));
+	close(fd);
+	agents_free(rig.agents);
+}
+
 static void test_agents_lent_is_not_read_and_comes_back(void)
 {
 	const struct agent_range released = { { .type = AGENT_RELEASED }, 4096, 4096 };
@@ -407,6 +424,7 @@ int main(void)
 		{ "nonsense", test_agents_nonsense_turned_away },
 		{ "slots", test_agents_too_many_slots_turned_away },
 		{ "newer", test_agents_newer_connection_replaces },
+		{ "dropped", test_agents_dropped_is_closed },
 		{ "lent", test_agents_lent_is_not_read_and_comes_back },
 		{ "second_store", test_agents_second_store_needs_a_new_connection },
 		{ "flood", test_agents_flood_is_no_answer },
