@@ -91,7 +91,8 @@ void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s)
 			    strerror(-res->sweep_error));
 	if (res->freed_frames)
 		log_info("remap domain=%s freed=%u frames", k->round_domain->name, res->freed_frames);
-	k->round_domain->sweep_ns = res->sweep_error || res->sweep_more ? s->taken_ns + SWEEP_REST_NS : 0;
+	if (res->sweep_error || res->sweep_more) /* else there may be news since it began */
+		k->round_domain->sweep_ns = s->taken_ns + SWEEP_REST_NS;
 	k->round = round_free(k->round);
 	k->round_domain = NULL;
 }
@@ -211,12 +212,12 @@ static void start(struct ksmd *k, struct domain *d)
 		count = d->passed ? vms_lend(k, d, vms) : 0;
 		r = round_start(d->remap, vms, count, &limits, &k->round);
 	}
+	d->sweep_ns = 0;
 	if (r == 0) {
 		k->round_domain = d;
 		log_debug("remap start domain=%s vms=%zu", d->name, count);
 	} else {
 		log_warning("remap domain=%s cannot start, ignoring: %s", d->name, strerror(-r));
-		d->sweep_ns = 0;
 		for (size_t i = 0; i < count; i++)
 			agent_return(k->agents, vms[i].peer, false);
 	}

@@ -29,6 +29,25 @@ static struct tracked_vm *track_new(struct ksmd *k, const struct vm_snapshot *vm
 	return bigger;
 }
 
+static void sweep_soon(struct domain *d)
+{
+	if (d->remap && !d->sweep_ns)
+		d->sweep_ns = clock_mono_ns() + SWEEP_REST_NS;
+}
+
+/* Where this VM may have held frames: it may have been in other domains before. */
+static void sweeps_after(struct ksmd *k, const struct tracked_vm *gone)
+{
+	struct frame_user_figures figures;
+
+	for (size_t i = 0; i < k->domain_count; i++) {
+		struct domain *d = k->domains[i];
+
+		if (d->remap && (d == k->round_domain || remap_vm_figures(d->remap, gone->pid, &figures)))
+			sweep_soon(d);
+	}
+}
+
 /* Forgets the VMs that are not in the snapshot any more. */
 static void untrack_gone(struct ksmd *k)
 {
@@ -37,8 +56,7 @@ static void untrack_gone(struct ksmd *k)
 	for (size_t i = 0; i < k->vm_count; i++) {
 		if (!k->vms[i].seen) {
 			page_table_unref(k->vms[i].table);
-			if (k->vms[i].domain && !k->vms[i].domain->sweep_ns)
-				k->vms[i].domain->sweep_ns = clock_mono_ns() + SWEEP_REST_NS;
+			sweeps_after(k, &k->vms[i]);
 			continue;
 		}
 		k->vms[kept++] = k->vms[i];
@@ -85,8 +103,8 @@ static void sense_agent(struct ksmd *k, struct tracked_vm *t, const struct vm_sn
 	snprintf(t->agent_why, sizeof(t->agent_why), "%s",
 		 agent_peer_refusal(agent->peer) ? agent_peer_refusal(agent->peer) : "");
 	sense_slots(t, vm, agent->peer);
-	if (agent->released && t->domain && !t->domain->sweep_ns)
-		t->domain->sweep_ns = clock_mono_ns() + SWEEP_REST_NS;
+	if (agent->released && t->domain)
+		sweep_soon(t->domain);
 }
 
 static void sense_vm(struct ksmd *k, struct tracked_vm *t, struct vm_snapshot *vm)
