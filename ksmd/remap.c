@@ -34,7 +34,7 @@ struct remap {
 	struct store *store;
 	struct frame_index *index;
 	struct frame_users *users;
-	uint64_t *used_before; /* frames in use at the last sweep */
+	uint64_t *used_before; /* frames in use at the last sweep, or named in a command since */
 	bool swept;	       /* used_before is of use */
 	bool unindexed;	       /* adopted, and its frames are not in the index yet */
 };
@@ -376,6 +376,14 @@ static int window_fill(struct round *o, const struct plan_window *w)
 	return 0;
 }
 
+/* What a command names is in use now, whatever the last look said: two looks have to find nobody after it. */
+static void frames_ask(struct remap *r, struct frame_user *user, uint32_t first, uint32_t n)
+{
+	frame_user_ask(user, first, n);
+	for (uint32_t f = first; f < first + n; f++)
+		r->used_before[f / 64] |= UINT64_C(1) << f % 64;
+}
+
 /* The window's runs whose frames can be referenced, as the agent is told them. */
 static size_t window_runs(struct round *o, const struct plan_window *w, uint64_t window, struct sent *s)
 {
@@ -387,7 +395,7 @@ static size_t window_runs(struct round *o, const struct plan_window *w, uint64_t
 		if (run->frame != PLAN_ZERO && !store_is_published(o->r->store, run->frame, run->pages))
 			continue;
 		if (run->frame != PLAN_ZERO)
-			frame_user_ask(o->lanes[w->vm].user, run->frame, run->pages);
+			frames_ask(o->r, o->lanes[w->vm].user, run->frame, run->pages);
 		s->runs[s->count++] = (struct agent_run){ (uint16_t)((at - window) / PAGE_BYTES),
 							  (uint16_t)run->pages,
 							  run->frame == PLAN_ZERO ? AGENT_ZERO : run->frame };
