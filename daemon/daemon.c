@@ -357,12 +357,12 @@ struct daemon *daemon_free(struct daemon *d)
 {
 	if (!d)
 		return NULL;
-	d->control = control_free(d->control);
 	sd_event_source_disable_unref(d->pass_ready);
 	sd_event_source_disable_unref(d->round_ready);
 	sd_event_source_disable_unref(d->agents_ready);
 	sd_event_source_disable_unref(d->tick_timer);
 	ksmd_free(d->ksmd); /* puts KSM's settings back before anything that may take time */
+	d->control = control_free(d->control); /* now that nothing is at work any more, there may be another daemon */
 	d->estimates = estimates_free(d->estimates);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)

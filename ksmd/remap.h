@@ -22,7 +22,8 @@ struct remap;
 
 /* frames: room of the store, rounded up to whole blocks. 0 or -errno. */
 int remap_new(const struct fsio *fs, const char *domain, uint32_t frames, struct remap **ret_remap);
-/* Goes on with the store of an earlier daemon; fd is borrowed. 0, -EPERM (it is none), -errno. */
+/* Goes on with the store of an earlier daemon; fd is borrowed. 0, -EPERM (it is none), -EBUSY (another daemon has
+ * it), -errno. */
 int remap_adopt(const struct fsio *fs, const char *domain, int fd, struct remap **ret_remap);
 struct remap *remap_free(struct remap *r); /* merged memory stays merged; NULL ok; gives NULL */
 

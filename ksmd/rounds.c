@@ -135,7 +135,7 @@ static int domain_adopt(struct ksmd *k, struct domain *d)
 		if (fd >= 0)
 			r = remap_adopt(k->fs, d->name, fd, &d->remap);
 		if (fd >= 0 && r < 0)
-			log_warning("remap domain=%s: what pid=%d maps under a store's name is none: %s", d->name,
+			log_warning("remap domain=%s: what pid=%d maps under a store's name is not taken: %s", d->name,
 				    (int)k->vms[i].pid, strerror(-r));
 	}
 	if (r == 0)

@@ -39,7 +39,7 @@ struct store_options {
 int store_new(const struct fsio *fs, const struct store_options *options, struct store **ret_store);
 /* The store of an earlier daemon from the descriptor that a client hands back. It is taken only if it can be
  * nothing else: a memfd of our own user, not writable by others, with exactly the seals of a store; else -EPERM.
- * fd is borrowed. Frames that have memory count as published; store_retire() those that nobody maps. */
+ * -EBUSY: another process works with it. fd is borrowed. Frames that have memory count as published; store_retire() those that nobody maps. */
 int store_adopt(const struct fsio *fs, int fd, const struct store_options *options, struct store **ret_store);
 /* The memory lives as long as a client maps it. NULL ok; gives NULL. */
 struct store *store_free(struct store *s);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -135,6 +136,16 @@ static int memfd_new(const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
+/* Two daemons that fill and free frames of one file would each take for free what the other has published. The kernel
+ * lets go of it with the daemon's last descriptor. A client can hold it only while there is no daemon, and costs its own
+ * domain the adoption. */
+static int lock_alone(const struct store *s)
+{
+	if (flock(s->fd, LOCK_EX | LOCK_NB) == 0)
+		return 0;
+	return errno == EWOULDBLOCK ? -EBUSY : -errno;
+}
+
 static void huge_report(const struct fsio *fs)
 {
 	char text[128];
@@ -164,7 +175,9 @@ int store_new(const struct fsio *fs, const struct store_options *options, struct
 		r = -errno;
 		goto fail;
 	}
-	r = store_map(s, options->node);
+	r = lock_alone(s);
+	if (r == 0)
+		r = store_map(s, options->node);
 	if (r < 0)
 		goto fail;
 	huge_report(fs);
@@ -216,7 +229,9 @@ int store_adopt(const struct fsio *fs, int fd, const struct store_options *optio
 	s->fd = r = fsio_open(fs, O_RDWR, "/proc/self/fd/%d", fd);
 	if (r < 0)
 		goto fail;
-	r = store_map(s, options->node);
+	r = lock_alone(s);
+	if (r == 0)
+		r = store_map(s, options->node);
 	if (r == 0)
 		r = store_publish_existing(s);
 	if (r < 0)

@@ -1,6 +1,7 @@
 /* ksmd/store: what a client may do with its descriptor, and adoption after a restart. */
 #include "ksmd/store.h"
 
+#include <sys/file.h>
 #include <sys/fsuid.h>
 
 #include "tests/unit/store_help.h"
@@ -110,6 +111,24 @@ static void test_store_adopt_retires_what_nobody_maps(void)
 	store_free(s);
 }
 
+static void test_store_adopt_in_use_refused(void)
+{
+	struct store_options options = { "test", FRAMES, -1 };
+	struct store *s, *other;
+	int fd;
+
+	if (geteuid() != 0)
+		UNIT_SKIP("needs root to open a store for writing again");
+	s = new_store(FRAMES);
+	fd = store_client_fd(s);
+	CU_ASSERT_EQUAL(store_adopt(&fs, fd, &options, &other), -EBUSY);
+	CU_ASSERT_TRUE(flock(fd, LOCK_EX | LOCK_NB) < 0); /* nor by a client, as long as there is a daemon */
+	store_free(s);
+	CU_ASSERT_EQUAL_FATAL(store_adopt(&fs, fd, &options, &other), 0);
+	store_free(other);
+	close(fd);
+}
+
 static void test_store_adopt_forged_refused(void)
 {
 	static const struct forged {
@@ -166,6 +185,7 @@ int main(void)
 		{ "client", test_store_client_cannot_write },
 		{ "client_unprivileged", test_store_unprivileged_client_cannot_reopen },
 		{ "adopt", test_store_adopt_retires_what_nobody_maps },
+		{ "adopt_in_use", test_store_adopt_in_use_refused },
 		{ "adopt_forged", test_store_adopt_forged_refused },
 		CU_TEST_INFO_NULL,
 	};
