@@ -21,6 +21,7 @@ struct marking {
 	struct marking_result result;
 	pthread_t thread;
 	bool joined;
+	_Atomic bool cancel;
 	int done_fd;
 };
 
@@ -55,7 +56,7 @@ static int plan(const struct marking *m, struct hints **ret_hints)
 
 static void mark(struct marking *m, const struct hints *hints)
 {
-	for (size_t i = 0; i < m->count; i++) {
+	for (size_t i = 0; i < m->count && !m->cancel; i++) {
 		size_t count;
 		const struct agent_hint *list = hints_of(hints, i, &count);
 		int error = 0, r = agent_peer_hint_all(m->vms[i].peer, list, count, HINTED_TIMEOUT_MS, &error);
@@ -140,6 +141,7 @@ struct marking *marking_free(struct marking *m)
 {
 	if (!m)
 		return NULL;
+	m->cancel = true;
 	marking_wait(m);
 	for (size_t i = 0; i < m->count; i++)
 		page_table_unref(m->vms[i].table);

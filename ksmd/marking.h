@@ -32,6 +32,6 @@ int marking_start(const struct marking_vm *vms, size_t count, struct marking **r
 int marking_done_fd(const struct marking *m); /* readable when it has ended */
 const struct marking_result *marking_wait(struct marking *m);
 const struct marking_vm *marking_vms(const struct marking *m, size_t *ret_count);
-struct marking *marking_free(struct marking *m); /* waits; NULL ok; gives NULL */
+struct marking *marking_free(struct marking *m); /* cancels if still running, waits; NULL ok; gives NULL */
 
 #endif

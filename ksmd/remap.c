@@ -321,11 +321,18 @@ static int patience_ms(const struct lane *lane)
 	return left < ANSWER_TIMEOUT_MS ? (int)left : ANSWER_TIMEOUT_MS;
 }
 
+static bool is_cancelled(const struct round *o)
+{
+	return o->limits->cancel && *o->limits->cancel;
+}
+
 /* Takes answers until at most "left" windows are without one. */
 static void answers_take(struct round *o, struct lane *lane, unsigned left)
 {
 	struct agent_answer answer;
 
+	if (is_cancelled(o) && lane->count > left)
+		lane->result.broken = true; /* what was sent is carried out or not: the frames stay in use */
 	while (!lane->result.broken && lane->count > left) {
 		uint64_t start = clock_mono_ns();
 		int r = agent_peer_answer(lane->vm->peer, patience_ms(lane), &answer);
@@ -483,7 +490,7 @@ static void quota_keep(const struct round *o)
 {
 	uint64_t share = o->limits->cpu_percent, due, elapsed;
 
-	while (share > 0) {
+	while (share > 0 && !is_cancelled(o)) {
 		struct timespec nap = { 0, 0 };
 
 		due = round_cpu_ns(o) / share * 100;
@@ -511,7 +518,7 @@ static int windows_run(struct round *o, struct plan *plan)
 		return r;
 	}
 	r = frames_allocate(o, &need, plan, &blocks, &frames);
-	while (r == 0 && plan_next(plan, w) == 1) {
+	while (r == 0 && !is_cancelled(o) && plan_next(plan, w) == 1) {
 		quota_keep(o);
 		window_send(o, w);
 	}

@@ -50,6 +50,7 @@ struct remap_result {
 struct remap_limits {
 	uint64_t min_gain_pages; /* nothing is done unless the plan saves so much */
 	uint64_t cpu_percent;	 /* of one core, that agents and this thread may use together; 0: no limit */
+	const _Atomic bool *cancel; /* set by another thread: the round ends soon, without waiting for answers; or NULL */
 };
 
 struct remap_vm_result {

@@ -15,6 +15,7 @@ struct round {
 	size_t count;
 	struct remap_limits limits;
 	struct round_result result;
+	_Atomic bool cancel;
 	pthread_t thread;
 	bool joined;
 	int done_fd;
@@ -29,7 +30,8 @@ static void *round_main(void *arg)
 	pthread_setname_np(pthread_self(), "remap");
 	if (r->count > 0)
 		res->error = remap_round(r->remap, r->vms, r->count, &r->limits, res->vms, &res->merged);
-	res->sweep_error = remap_sweep(r->remap, &res->freed_frames, &res->sweep_more);
+	if (!r->cancel)
+		res->sweep_error = remap_sweep(r->remap, &res->freed_frames, &res->sweep_more);
 	if (write(r->done_fd, &one, sizeof(one)) < 0)
 		abort(); /* an eventfd that only this thread writes cannot be full */
 	return NULL;
@@ -45,6 +47,7 @@ int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, c
 		return -ENOMEM;
 	r->remap = remap;
 	r->limits = *limits;
+	r->limits.cancel = &r->cancel;
 	r->joined = true; /* no thread yet */
 	r->done_fd = eventfd(0, EFD_CLOEXEC);
 	r->vms = calloc(count + 1, sizeof(*r->vms));
@@ -89,6 +92,7 @@ struct round *round_free(struct round *r)
 {
 	if (!r)
 		return NULL;
+	r->cancel = true;
 	round_wait(r);
 	for (size_t i = 0; i < r->count; i++)
 		page_table_unref(r->vms[i].table);

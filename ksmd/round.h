@@ -18,8 +18,8 @@ struct round_result {
 	bool sweep_more; /* another sweep may free more */
 };
 
-/* count 0: only the sweep. Peers are borrowed until round_free(); tables are referenced; nobody else uses remap till
- * then. 0 or -errno. */
+/* count 0: only the sweep. limits is copied, but for cancel, which is the round's own. Peers are borrowed until
+ * round_free(); tables are referenced; nobody else uses remap till then. 0 or -errno. */
 int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
 		struct round **ret_round);
 /* Readable when it has ended. */
@@ -27,6 +27,6 @@ int round_done_fd(const struct round *r);
 /* Waits for the end if need be. */
 const struct round_result *round_wait(struct round *r);
 const struct remap_vm *round_vms(const struct round *r, size_t *ret_count);
-struct round *round_free(struct round *r); /* waits; NULL ok; gives NULL */
+struct round *round_free(struct round *r); /* cancels if still running, waits; NULL ok; gives NULL */
 
 #endif

@@ -193,7 +193,10 @@ static size_t vms_lend(struct ksmd *k, const struct domain *d, struct remap_vm *
 
 static struct remap_limits limits_of(const struct ksmd *k, const struct domain *d)
 {
-	struct remap_limits limits = { k->config->merge_min_gain_bytes / PAGE_BYTES, k->config->merge_cpu_percent };
+	struct remap_limits limits = {
+		.min_gain_pages = k->config->merge_min_gain_bytes / PAGE_BYTES,
+		.cpu_percent = k->config->merge_cpu_percent,
+	};
 
 	if (d->residual_ns && clock_mono_ns() - d->residual_ns < RESIDUAL_KEEP_NS)
 		limits.min_gain_pages += d->residual_pages;

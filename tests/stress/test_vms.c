@@ -416,12 +416,48 @@ static void test_vms_round_keeps_its_cpu_share(void)
 	domain_finish();
 }
 
+static _Atomic bool cancel;
+
+static void *cancel_main(void *arg)
+{
+	(void)arg;
+	unit_must(nanosleep(&(struct timespec){ .tv_nsec = 300 * 1000000 }, NULL) == 0, "nanosleep");
+	cancel = true;
+	return NULL;
+}
+
+/* With a hundredth of a core it would take many seconds. */
+static void test_vms_round_cancelled_ends_soon_and_no_byte_wrong(void)
+{
+	struct remap_result result = { 0 };
+	struct child children[2];
+	pthread_t thread;
+
+	domain_begin();
+	domain.limits.cpu_percent = 1;
+	domain.limits.cancel = &cancel;
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_start(&children[i], i);
+	unit_must(pthread_create(&thread, NULL, cancel_main, NULL) == 0, "pthread_create");
+	CU_ASSERT_EQUAL(domain_round(&domain, &result), 0);
+	pthread_join(thread, NULL);
+	printf("\n    %lu windows in %.3f s\n", result.windows, result.seconds);
+	CU_ASSERT_TRUE(result.seconds < 2);
+	CU_ASSERT_TRUE(result.windows < 2 * RAM_PAGES / 512);
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_tell(&children[i], 'd'); /* looks at every byte */
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_reap(&children[i], 0);
+	domain_finish();
+}
+
 int main(int argc, char **argv)
 {
 	static CU_TestInfo tests[] = {
 		{ "hundred", test_vms_hundred_come_and_go_nothing_left },
 		{ "store_empty", test_vms_all_gone_store_is_empty },
 		{ "quota", test_vms_round_keeps_its_cpu_share },
+		{ "cancelled", test_vms_round_cancelled_ends_soon_and_no_byte_wrong },
 		{ "written_before_fill", test_vms_written_before_the_fill_still_merged_later },
 		CU_TEST_INFO_NULL,
 	};
