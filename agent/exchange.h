@@ -87,7 +87,7 @@ struct exchange_journal {
 
 /* Finishes the exchange of an executor that is surely dead or given up: puts back what is in staging, unregisters,
  * wakes. pid 0: the caller's own process; else the VMM's, uffd being a duplicate of its descriptor (works from the
- * daemon: process_vm_readv and UFFDIO_COPY). 0: every page is settled; else -errno, threads stay blocked, no byte is
+ * daemon: /proc/PID/mem and UFFDIO_COPY; waits for nothing that the VMM has a hand in). 0: every page is settled; else -errno, threads stay blocked, no byte is
  * lost, and it may be called again. */
 int exchange_repair(struct exchange_journal *journal, pid_t pid, int uffd);
 

@@ -8,6 +8,8 @@
  * - a zero page that was verified but not noted is copied back: right as well.
  * Only when nothing is left is the window unregistered and woken. Run twice, it does nothing the second time. */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -19,23 +21,32 @@
 
 #define REPAIR_RETRIES_MAX 64
 
-static int peer_read(pid_t pid, uint64_t addr, uint8_t *page)
+/* Whose memory it is about. */
+struct owner {
+	int pagemap_fd;
+	int mem_fd; /* -1: this process's */
+};
+
+/* By /proc/PID/mem, which fails where a fault would have to wait: what a hostile VMM calls its staging may be memory that
+ * it has registered with a userfaultfd, and never fills. */
+static int staging_read(const struct owner *o, uint64_t addr, uint8_t *page)
 {
 	struct iovec here = { .iov_base = page, .iov_len = WINDOW_PAGE_BYTES };
 	struct iovec there = { .iov_base = (void *)(uintptr_t)addr, .iov_len = WINDOW_PAGE_BYTES };
-	ssize_t n = process_vm_readv(pid, &here, 1, &there, 1, 0);
+	ssize_t n = o->mem_fd < 0 ? process_vm_readv(getpid(), &here, 1, &there, 1, 0) :
+				    pread(o->mem_fd, page, WINDOW_PAGE_BYTES, (off_t)addr);
 
 	if (n < 0)
 		return -errno;
 	return n == (ssize_t)WINDOW_PAGE_BYTES ? 0 : -EIO;
 }
 
-static int page_restore(const struct exchange_journal *j, pid_t pid, int uffd, int pagemap_fd, unsigned p)
+static int page_restore(const struct exchange_journal *j, const struct owner *o, int uffd, unsigned p)
 {
 	uint64_t to = j->window + p * WINDOW_PAGE_BYTES, done = 0;
 	_Alignas(WINDOW_PAGE_BYTES) uint8_t page[WINDOW_PAGE_BYTES];
 	struct page_states st;
-	int err = peer_read(pid, j->staging + p * WINDOW_PAGE_BYTES, page);
+	int err = staging_read(o, j->staging + p * WINDOW_PAGE_BYTES, page);
 
 	if (err < 0)
 		return err;
@@ -47,22 +58,36 @@ static int page_restore(const struct exchange_journal *j, pid_t pid, int uffd, i
 	if (err == -ENOENT)
 		return 0;
 	if (err == -EEXIST) {
-		err = pagemap_read(pagemap_fd, j->window, p, 1, &st);
+		err = pagemap_read(o->pagemap_fd, j->window, p, 1, &st);
 		return err < 0 ? err : st.flags[p] != 0 ? 0 : -EEXIST;
 	}
 	return err;
 }
 
+static int mem_open(pid_t pid)
+{
+	char path[40];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 static int window_restore(struct exchange_journal *j, pid_t pid, int uffd)
 {
 	auto_close int pagemap_fd = pagemap_open(pid);
+	auto_close int mem_fd = pid == 0 ? -1 : mem_open(pid);
+	const struct owner o = { pagemap_fd, mem_fd };
 	struct page_states st;
-	int err = pagemap_fd < 0 ? pagemap_fd : pagemap_read(pagemap_fd, j->staging, j->first, j->pages, &st);
+	int err = pagemap_fd < 0 ? pagemap_fd : pid != 0 && mem_fd < 0 ? mem_fd : 0;
 
+	if (err == 0)
+		err = pagemap_read(pagemap_fd, j->staging, j->first, j->pages, &st);
 	for (unsigned p = j->first; p < j->first + j->pages && err == 0; p++) {
 		if (st.flags[p] == 0 || bits_test(&j->settled, p))
 			continue;
-		err = page_restore(j, pid, uffd, pagemap_fd, p);
+		err = page_restore(j, &o, uffd, p);
 		if (err == 0)
 			bits_set(&j->settled, p, 1);
 	}
@@ -84,7 +109,7 @@ int exchange_repair(struct exchange_journal *j, pid_t pid, int uffd)
 	addr = j->window + j->first * WINDOW_PAGE_BYTES;
 	len = j->pages * WINDOW_PAGE_BYTES;
 	if (step < STEP_UNREGISTER)
-		err = window_restore(j, pid == 0 ? getpid() : pid, uffd);
+		err = window_restore(j, pid, uffd);
 	if (err < 0)
 		return err;
 	if (step < STEP_WAKE) {

@@ -2,6 +2,7 @@
  * connections of this process: its pid is what the kernel names. */
 #include "ksmd/agents.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
@@ -9,7 +10,9 @@
 #include <sys/un.h>
 
 #include "agent/packet.h"
+#include "agent/uffd.h"
 #include "core/clock.h"
+#include "core/kernel_abi.h"
 #include "ksmd/agent_journal.h"
 #include "ksmd/store.h"
 #include "tests/unit/unit.h"
@@ -415,6 +418,47 @@ static void test_journal_repaired_only_when_thread_is_dead(void)
 	waitpid(child, NULL, 0);
 }
 
+/* "Staging" is memory that nobody will ever fill, with a mark in its page table by which it seems to be in swap. */
+static char *bottomless_make(int uffd)
+{
+	char *map = unit_map(512);
+	struct uffdio_writeprotect mark = { { (uintptr_t)map, PAGE_BYTES }, UFFDIO_WRITEPROTECT_MODE_WP };
+
+	unit_must(uffd_register(uffd, (uintptr_t)map, 512 * PAGE_BYTES,
+				UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP) == 0, "UFFDIO_REGISTER");
+	unit_must(ioctl(uffd, UFFDIO_WRITEPROTECT, &mark) == 0, "UFFDIO_WRITEPROTECT");
+	return map;
+}
+
+/* The daemon repairs on its loop: it must not wait for a hostile VMM there. */
+static void test_journal_hostile_staging_does_not_hang(void)
+{
+	struct exchange_journal j = { .version = EXCHANGE_JOURNAL_VERSION, .step = STEP_MOVE, .pages = 1 };
+	auto_close int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0), uffd = uffd_open();
+	struct pollfd ended = { .fd = -1, .events = POLLIN };
+	pid_t daemon, vmm = getpid();
+	int status = -1;
+
+	if (uffd < 0)
+		UNIT_SKIP("no userfaultfd that can move pages");
+	j.staging = (uintptr_t)bottomless_make(uffd);
+	j.window = (uintptr_t)unit_map(512);
+	daemon = fork();
+	unit_must(daemon >= 0, "fork");
+	if (daemon == 0) {
+		j.tid = (uint32_t)getpid(); /* no thread of the VMM */
+		_exit(agent_journal_repair(&j, vmm, pidfd, uffd) < 0 ? 0 : 1);
+	}
+	ended.fd = (int)syscall(SYS_pidfd_open, daemon, 0);
+	CU_ASSERT_EQUAL(poll(&ended, 1, 3000), 1);
+	kill(daemon, SIGKILL);
+	waitpid(daemon, &status, 0);
+	CU_ASSERT_EQUAL(status, 0);
+	close(ended.fd);
+	munmap((void *)(uintptr_t)j.staging, 512 * PAGE_BYTES);
+	munmap((void *)(uintptr_t)j.window, 512 * PAGE_BYTES);
+}
+
 int main(void)
 {
 	static CU_TestInfo tests[] = {
@@ -429,6 +473,7 @@ int main(void)
 		{ "second_store", test_agents_second_store_needs_a_new_connection },
 		{ "flood", test_agents_flood_is_no_answer },
 		{ "journal", test_journal_unfit_refused },
+		{ "repair_hostile", test_journal_hostile_staging_does_not_hang },
 		{ "repair", test_journal_repaired_only_when_thread_is_dead },
 		CU_TEST_INFO_NULL,
 	};
