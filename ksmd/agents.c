@@ -14,10 +14,13 @@
 #include "core/usock.h"
 
 #define AGENTS_MAX 2048 /* two for each VM that the registry takes in */
+/* One at work, one that is lent and over, one that begins: a process that holds more keeps others out. */
+#define CONNECTIONS_MAX 4
 #define BACKLOG 128
 #define EVENTS_MAX 64
 /* A VMM that starts is known as a VM within a few seconds, and its agent says hello as soon as it has RAM. */
 #define STRANGER_NS (60 * NSEC_PER_SEC)
+#define DEAF_NS NSEC_PER_SEC /* a listener that is ready and cannot be served would keep the loop busy */
 #define UFFD_DEVICE "/dev/userfaultfd"
 
 struct agent_entry {
@@ -35,12 +38,19 @@ struct agents {
 	struct agent_entry *first;
 	unsigned count;
 	bool full_logged;
+	uint64_t deaf_since_ns; /* nobody can be accepted for want of descriptors or memory; 0: the listener is watched */
 };
+
+static int listener_watch(struct agents *a)
+{
+	struct epoll_event event = { .events = EPOLLIN }; /* data.ptr NULL: the listener */
+
+	return epoll_ctl(a->epoll_fd, EPOLL_CTL_ADD, a->listen_fd, &event);
+}
 
 int agents_new(const char *path, const char *group, struct agents **ret_agents)
 {
 	struct agents *a = calloc(1, sizeof(*a));
-	struct epoll_event event = { .events = EPOLLIN }; /* data.ptr NULL: the listener */
 	int r;
 
 	if (!a)
@@ -51,7 +61,7 @@ int agents_new(const char *path, const char *group, struct agents **ret_agents)
 	if (r >= 0)
 		r = a->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (r >= 0)
-		r = epoll_ctl(a->epoll_fd, EPOLL_CTL_ADD, a->listen_fd, &event);
+		r = listener_watch(a);
 	if (r < 0) {
 		r = a->listen_fd < 0 ? a->listen_fd : -errno;
 		agents_free(a);
@@ -142,6 +152,15 @@ static void dead_free(struct agents *a)
 	}
 }
 
+static unsigned connections_of(const struct agents *a, pid_t pid)
+{
+	unsigned count = 0;
+
+	for (const struct agent_entry *e = a->first; e; e = e->next)
+		count += e->pid == pid;
+	return count;
+}
+
 static void accept_one(struct agents *a, int fd)
 {
 	struct agent_entry *e;
@@ -163,7 +182,7 @@ static void accept_one(struct agents *a, int fd)
 	if (r == 0) {
 		e->pid = agent_peer_pid(e->agent.peer);
 		e->since_ns = clock_mono_ns();
-		r = watch(a, e);
+		r = connections_of(a, e->pid) < CONNECTIONS_MAX ? watch(a, e) : -EUSERS;
 	}
 	if (r < 0) {
 		agent_peer_free(e->agent.peer);
@@ -213,16 +232,29 @@ static void entry_read(struct agents *a, struct agent_entry *e)
 	log_info("agent pid=%d%s%s%s", (int)e->pid, why ? " without remap why=\"" : "", why ? why : "", why ? "\"" : "");
 }
 
+static void listener_read(struct agents *a)
+{
+	int fd = accept4(a->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+	if (fd >= 0) {
+		accept_one(a, fd);
+	} else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+		log_warning("agents cannot be accepted now: %s", strerror(errno));
+		epoll_ctl(a->epoll_fd, EPOLL_CTL_DEL, a->listen_fd, NULL);
+		a->deaf_since_ns = clock_mono_ns();
+	}
+}
+
 void agents_dispatch(struct agents *a)
 {
 	struct epoll_event events[EVENTS_MAX];
-	int n = epoll_wait(a->epoll_fd, events, EVENTS_MAX, 0), fd;
+	int n = epoll_wait(a->epoll_fd, events, EVENTS_MAX, 0);
 
 	for (int i = 0; i < n; i++) {
 		if (events[i].data.ptr)
 			entry_read(a, events[i].data.ptr);
-		else if ((fd = accept4(a->listen_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0)
-			accept_one(a, fd);
+		else
+			listener_read(a);
 	}
 	dead_free(a);
 }
@@ -244,6 +276,8 @@ bool agents_review(struct agents *a, bool (*is_vm)(pid_t pid, void *userdata), v
 	uint64_t now = clock_mono_ns();
 	bool unknown = false;
 
+	if (a->deaf_since_ns && now - a->deaf_since_ns >= DEAF_NS && listener_watch(a) == 0)
+		a->deaf_since_ns = 0;
 	for (struct agent_entry *e = a->first; e; e = e->next) {
 		bool known = is_vm(e->pid, userdata);
 
