@@ -307,12 +307,21 @@ static int tell(const struct agent_peer *p, const void *packet, size_t len, int 
 	return packet_send(p->fd, packet, len, &fd, fd >= 0 ? 1 : 0);
 }
 
+/* Who has connected may have ended and left the connection to another process; its pid may be a VM's by now. While it
+ * lives, the pid is its own. */
+static bool has_ended(const struct agent_peer *p)
+{
+	struct pollfd ended = { .fd = p->pidfd, .events = POLLIN };
+
+	return poll(&ended, 1, 0) == 1;
+}
+
 int agent_peer_give_uffd(struct agent_peer *p, int fd)
 {
 	const struct agent_uffd m = { .header.type = AGENT_UFFD, .granted = fd >= 0 };
 
 	p->wants_uffd = false;
-	return tell(p, &m, sizeof(m), fd);
+	return has_ended(p) ? -ESRCH : tell(p, &m, sizeof(m), fd);
 }
 
 int agent_peer_give_store(struct agent_peer *p, const struct store *s)
@@ -323,6 +332,8 @@ int agent_peer_give_store(struct agent_peer *p, const struct store *s)
 
 	if (p->store_inode != 0)
 		return p->store_inode == store_inode(s) ? 0 : -EXDEV;
+	if (has_ended(p))
+		return -ESRCH;
 	fd = store_client_fd(s);
 	if (fd < 0)
 		return fd;

@@ -330,6 +330,50 @@ static void test_agents_lent_is_not_read_and_comes_back(void)
 	agents_free(rig.agents);
 }
 
+/* Ends as soon as its connection is its child's as well, which lives until "go" is closed. */
+static void heir_make(const int go[2])
+{
+	char c;
+
+	close(go[1]);
+	dial();
+	if (fork() == 0)
+		(void)!read(go[0], &c, 1);
+	_exit(0);
+}
+
+/* Who connected has ended, and its pid may be a VM's by now: what is given would go to its heir. */
+static void test_agents_ended_process_is_given_nothing(void)
+{
+	struct store_options options = { "test", STORE_BLOCK_FRAMES, -1 };
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct store *store = NULL;
+	struct agent_peer *peer;
+	int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), go[2], fd;
+	pid_t pid;
+
+	snprintf(rig.path, sizeof(rig.path), "%.80s/heir", rig.dir);
+	memcpy(addr.sun_path, rig.path, strlen(rig.path) + 1);
+	unit_must(bind(listener, (struct sockaddr *)&addr, sizeof(addr)) == 0 && listen(listener, 1) == 0, "listen");
+	unit_must(store_new(&rig.fs, &options, &store) == 0 && pipe(go) == 0, "store_new");
+	pid = fork();
+	unit_must(pid >= 0, "fork");
+	if (pid == 0)
+		heir_make(go);
+	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	unit_must(fd >= 0 && agent_peer_new(fd, &peer) == 0, "agent_peer_new");
+	waitpid(pid, NULL, 0);
+	CU_ASSERT_EQUAL(agent_peer_pid(peer), pid);
+	CU_ASSERT_EQUAL(agent_peer_give_store(peer, store), -ESRCH);
+	CU_ASSERT_EQUAL(agent_peer_give_uffd(peer, -1), -ESRCH);
+	agent_peer_free(peer);
+	close(go[0]);
+	close(go[1]);
+	close(listener);
+	unlink(rig.path);
+	store_free(store);
+}
+
 /* A VM that changes its domain: frames of the new store, named to an agent that compares with the old one's, would be
  * mapped from the old, where nobody counts them. */
 static void test_agents_second_store_needs_a_new_connection(void)
@@ -412,6 +456,7 @@ int main(void)
 		{ "deaf", test_agents_no_descriptors_left_does_not_spin },
 		{ "dropped", test_agents_dropped_is_closed },
 		{ "lent", test_agents_lent_is_not_read_and_comes_back },
+		{ "heir", test_agents_ended_process_is_given_nothing },
 		{ "second_store", test_agents_second_store_needs_a_new_connection },
 		{ "flood", test_agents_flood_is_no_answer },
 		CU_TEST_INFO_NULL,
