@@ -204,9 +204,14 @@ static int range_add(struct round *o, uint32_t vm, const struct scan_target *t, 
 	if (!slot->can_remap || start >= end)
 		return 0;
 	skip = (start - t->hva) / PAGE_BYTES;
-	o->huge[o->range_count] = huge_windows(t->pagemap_fd, start, end);
+	/* A huge page that came since the scan is planned for like small ones; the agent looks for itself. */
+	if (t->huge_pages > 0) {
+		o->huge[o->range_count] = huge_windows(t->pagemap_fd, start, end);
+		if (!o->huge[o->range_count])
+			return -ENOMEM;
+	}
 	o->left_out[o->range_count] = pages_left_out(o->lanes[vm].user, t, skip, start, end);
-	if (!o->huge[o->range_count] || !o->left_out[o->range_count])
+	if (!o->left_out[o->range_count])
 		return -ENOMEM;
 	o->ranges[o->range_count] = (struct plan_range){
 		.vm = vm,
