@@ -9,9 +9,10 @@
 #include <unistd.h>
 
 #include "core/snapshot.h"
+#include "ksmd/page_hash.h"
 #include "ksmd/store_internal.h"
 
-/* One process_vm_readv: the kernel takes at most 1024 (UIO_MAXIOV) of each; 256 keep the arrays small. */
+/* Pieces at a time: process_vm_readv takes at most 1024 (UIO_MAXIOV); 256 keep the arrays small. */
 #define FILL_PIECES 256
 
 /* ---- states of frames ---- */
@@ -117,11 +118,11 @@ int store_alloc(struct store *s, uint32_t n, uint32_t align, uint32_t *ret_first
 	uint32_t block, first;
 	int r;
 
-	if (n == 0 || (align != 1 && (align != STORE_BLOCK_FRAMES || n % align)))
+	if (n == 0 || (align != 1 && align != STORE_BLOCK_FRAMES))
 		return -EINVAL;
 	if (n > s->frames)
 		return -ENOSPC;
-	if (n >= STORE_BLOCK_FRAMES || !gap_find_any(s, n, &first)) {
+	if (n >= STORE_BLOCK_FRAMES || align > 1 || !gap_find_any(s, n, &first)) {
 		r = blocks_find(s, (n + STORE_BLOCK_FRAMES - 1) / STORE_BLOCK_FRAMES, &block);
 		if (r < 0)
 			return r;
@@ -130,7 +131,7 @@ int store_alloc(struct store *s, uint32_t n, uint32_t align, uint32_t *ret_first
 			uint32_t part = left < STORE_BLOCK_FRAMES ? left : STORE_BLOCK_FRAMES;
 
 			s->blocks[block].fit = STORE_BLOCK_FRAMES;
-			s->blocks[block].whole = part == STORE_BLOCK_FRAMES;
+			s->blocks[block].whole = align > 1 && part == STORE_BLOCK_FRAMES;
 			left -= part;
 		}
 	}
@@ -175,9 +176,9 @@ static bool range_is(const struct store *s, uint32_t first, uint32_t n, enum fra
 	return true;
 }
 
-/* Where a piece is written: whole blocks in the huge mapping, the rest in the other. A piece never gets here
+/* Whether the frames of a piece are huge memory; makes it before the first of them is filled. A piece never gets here
  * unless all its frames are being filled. */
-static char *fill_target(struct store *s, const struct store_piece *piece)
+static bool piece_is_huge(struct store *s, const struct store_piece *piece)
 {
 	bool huge = true;
 
@@ -191,40 +192,124 @@ static char *fill_target(struct store *s, const struct store_piece *piece)
 		}
 		huge = huge && b->whole;
 	}
-	return (huge ? s->map_huge : s->map) + (size_t)piece->frame * PAGE_BYTES;
+	return huge;
 }
 
-static int fill_batch(struct store *s, pid_t pid, const struct store_piece *pieces, size_t count, size_t *ret_done)
+/* Straight into the huge mapping. */
+static int fill_huge(struct store *s, const struct store_source *from, const struct store_piece *pieces, size_t count,
+		     uint64_t *hashes, size_t *ret_done)
 {
 	struct iovec local[FILL_PIECES], remote[FILL_PIECES];
-	unsigned long locals = 0;
-	size_t done = 0;
+	size_t i = 0, done = 0;
 	ssize_t got;
 	int error;
 
-	*ret_done = 0;
-	for (size_t i = 0; i < count; i++) {
+	do { /* count is not 0 */
 		size_t bytes = (size_t)pieces[i].pages * PAGE_BYTES;
-		char *to = fill_target(s, &pieces[i]);
 
+		local[i] = (struct iovec){ s->map_huge + (size_t)pieces[i].frame * PAGE_BYTES, bytes };
 		remote[i] = (struct iovec){ (void *)(uintptr_t)pieces[i].hva, bytes };
-		if (locals > 0 && (char *)local[locals - 1].iov_base + local[locals - 1].iov_len == to)
-			local[locals - 1].iov_len += bytes;
-		else
-			local[locals++] = (struct iovec){ to, bytes };
-	}
-	got = process_vm_readv(pid, local, locals, remote, count, 0);
+	} while (++i < count);
+	got = process_vm_readv(from->pid, local, count, remote, count, 0);
 	error = got < 0 ? -errno : 0;
-	for (size_t left = got < 0 ? 0 : (size_t)got; done < count && left >= remote[done].iov_len; done++)
+	for (size_t left = got < 0 ? 0 : (size_t)got; done < count && left >= remote[done].iov_len; done++) {
+		const char *frame = s->map_huge + (size_t)pieces[done].frame * PAGE_BYTES;
+
 		left -= remote[done].iov_len;
+		for (uint32_t k = 0; k < pieces[done].pages; k++)
+			*hashes++ = page_hash(frame + (size_t)k * PAGE_BYTES, from->seed);
+	}
 	*ret_done = done;
 	return error < 0 ? error : done == count ? 0 : -EFAULT;
 }
 
-int store_fill(struct store *s, pid_t pid, int pidfd, const struct store_piece *pieces, size_t count,
-	       size_t *ret_done)
+/* As many pages as the buffer holds, from page number "skip" of the first piece on. */
+static size_t buffer_plan(const struct store_piece *pieces, size_t count, uint32_t skip, struct store_piece *ret_parts)
 {
-	size_t done = 0, part;
+	uint32_t room = STORE_BUFFER_PAGES;
+	size_t n = 0;
+
+	for (; n < count && room > 0; n++, skip = 0) {
+		uint32_t pages = pieces[n].pages - skip;
+
+		pages = pages < room ? pages : room;
+		room -= pages;
+		ret_parts[n] = (struct store_piece){ pieces[n].frame + skip, pages,
+						     pieces[n].hva + (uint64_t)skip * PAGE_BYTES };
+	}
+	return n;
+}
+
+/* Writes pages of the buffer, from number "at" on, to consecutive frames. */
+static int buffer_write(struct store *s, uint32_t at, uint32_t frame, uint32_t pages)
+{
+	size_t len = (size_t)pages * PAGE_BYTES;
+	ssize_t n;
+
+	do {
+		n = pwrite(s->fd, s->buffer + (size_t)at * PAGE_BYTES, len, (off_t)frame * PAGE_BYTES);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	return (size_t)n == len ? 0 : -EIO; /* shmem writes all, or has no memory for the next page */
+}
+
+static int buffer_fill(struct store *s, const struct store_source *from, const struct store_piece *parts, size_t count,
+		       uint64_t *hashes, uint32_t *ret_pages)
+{
+	struct iovec remote[STORE_BUFFER_PAGES], local = { s->buffer, STORE_BUFFER_PAGES * PAGE_BYTES };
+	uint32_t pages = 0, got;
+	ssize_t n;
+	int r = 0;
+
+	*ret_pages = 0;
+	for (size_t i = 0; i < count; i++)
+		remote[i] = (struct iovec){ (void *)(uintptr_t)parts[i].hva, (size_t)parts[i].pages * PAGE_BYTES };
+	n = process_vm_readv(from->pid, &local, 1, remote, count, 0);
+	if (n < 0)
+		return -errno;
+	got = (uint32_t)(n / PAGE_BYTES);
+	for (uint32_t i = 0; i < got; i++)
+		hashes[i] = page_hash(s->buffer + (size_t)i * PAGE_BYTES, from->seed);
+	for (size_t i = 0, next; i < count && r == 0 && pages < got; i = next) {
+		uint32_t len = parts[i].pages;
+
+		for (next = i + 1; next < count && parts[next].frame == parts[i].frame + len; next++)
+			len += parts[next].pages;
+		len = len < got - pages ? len : got - pages;
+		r = buffer_write(s, pages, parts[i].frame, len);
+		pages += r == 0 ? len : 0;
+	}
+	*ret_pages = pages;
+	return r < 0 || pages > 0 ? r : -EFAULT;
+}
+
+/* By way of a buffer that stays in the cache: write(2) needs no fault for each page and clears nothing, and the hash
+ * does not read the memory again. Measured: 1.8 us a page with its hash, 2.1 us by faults on a mapping. */
+static int fill_small(struct store *s, const struct store_source *from, const struct store_piece *pieces, size_t count,
+		      uint64_t *hashes, size_t *ret_done)
+{
+	struct store_piece parts[STORE_BUFFER_PAGES];
+	uint32_t skip = 0, pages;
+	size_t done = 0;
+	int r = 0;
+
+	while (r == 0 && done < count) {
+		size_t n = buffer_plan(pieces + done, count - done, skip, parts);
+
+		r = buffer_fill(s, from, parts, n, hashes, &pages);
+		hashes += pages;
+		for (skip += pages; done < count && skip >= pieces[done].pages; done++)
+			skip -= pieces[done].pages;
+	}
+	*ret_done = done;
+	return r;
+}
+
+int store_fill(struct store *s, const struct store_source *from, const struct store_piece *pieces, size_t count,
+	       uint64_t *hashes, size_t *ret_done)
+{
+	size_t done = 0;
 	int r = 0;
 
 	*ret_done = 0;
@@ -232,11 +317,17 @@ int store_fill(struct store *s, pid_t pid, int pidfd, const struct store_piece *
 		if (!range_is(s, pieces[i].frame, pieces[i].pages, FRAME_FILLING))
 			return -EBUSY;
 	while (r == 0 && done < count) {
-		part = count - done < FILL_PIECES ? count - done : FILL_PIECES;
-		r = fill_batch(s, pid, pieces + done, part, &part);
+		bool huge = piece_is_huge(s, &pieces[done]);
+		size_t part = 1;
+
+		while (part < FILL_PIECES && done + part < count && piece_is_huge(s, &pieces[done + part]) == huge)
+			part++;
+		r = (huge ? fill_huge : fill_small)(s, from, pieces + done, part, hashes, &part);
+		for (size_t i = 0; i < part; i++)
+			hashes += pieces[done + i].pages;
 		done += part;
 	}
-	if (syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) < 0 && errno != EPERM)
+	if (syscall(SYS_pidfd_send_signal, from->pidfd, 0, NULL, 0) < 0 && errno != EPERM)
 		return -ESRCH; /* the bytes may be another process's: *ret_done stays 0 */
 	*ret_done = done;
 	return r;

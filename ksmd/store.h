@@ -54,20 +54,25 @@ uint32_t store_frames(const struct store *s); /* room, used or not */
 
 /* ---- frames; all ranges [first, first + n) ---- */
 
-/* n consecutive frames; align 1, or STORE_BLOCK_FRAMES with n a multiple of it. Whole blocks inside an extent get
- * huge memory when they are filled. Extents below a block fill the gaps of blocks in use first, so that whole
- * blocks stay whole. 0, -EINVAL, -ENOSPC. */
+/* n consecutive frames. align STORE_BLOCK_FRAMES: from the beginning of a block on, and whole blocks get huge memory
+ * when they are filled; 1: in small pages. Of the latter, extents below a block fill the gaps of blocks in use first,
+ * so that whole blocks stay whole. 0, -EINVAL, -ENOSPC. */
 int store_alloc(struct store *s, uint32_t n, uint32_t align, uint32_t *ret_first);
 
 struct store_piece {
 	uint32_t frame, pages;
 	uint64_t hva; /* where the content is now */
 };
-/* Copies pages of a process into frames that are allocated and not published. pidfd (borrowed) proves that pid was
- * still the same process. *ret_done: pieces that are whole; on an error the one behind them failed.
- * 0, -EBUSY (a frame is not ours to write), -ESRCH, -EFAULT, -errno. */
-int store_fill(struct store *s, pid_t pid, int pidfd, const struct store_piece *pieces, size_t count,
-	       size_t *ret_done);
+struct store_source {
+	pid_t pid;
+	int pidfd;     /* borrowed; proves that pid was still the same process */
+	uint64_t seed; /* of page_hash() */
+};
+/* Copies pages of a process into frames that are allocated and not published. hashes: room for one of each page; what
+ * the frames hold now, which need not be what anybody expected. *ret_done: pieces that are whole, and their hashes are
+ * valid; on an error the one behind them failed. 0, -EBUSY (a frame is not ours to write), -ESRCH, -EFAULT, -errno. */
+int store_fill(struct store *s, const struct store_source *from, const struct store_piece *pieces, size_t count,
+	       uint64_t *hashes, size_t *ret_done);
 /* Filled or not, they are immutable now. 0 or -EINVAL (all or nothing). */
 int store_publish(struct store *s, uint32_t first, uint32_t n);
 /* Gives allocated frames back that were not published; others in the range stay. -EINVAL when out of range. */

@@ -87,7 +87,8 @@ int store_map(struct store *s, int node)
 	s->block_count = s->frames / STORE_BLOCK_FRAMES;
 	s->states = reserve(s->frames * sizeof(*s->states));
 	s->blocks = reserve(s->block_count * sizeof(*s->blocks));
-	if (!s->states || !s->blocks)
+	s->buffer = aligned_alloc(PAGE_BYTES, STORE_BUFFER_PAGES * PAGE_BYTES);
+	if (!s->states || !s->blocks || !s->buffer)
 		return -ENOMEM;
 	s->map = map_file(s->fd, bytes);
 	if (!s->map)
@@ -257,6 +258,7 @@ struct store *store_free(struct store *s)
 		munmap(s->blocks, s->block_count * sizeof(*s->blocks));
 	if (s->fd >= 0)
 		close(s->fd);
+	free(s->buffer);
 	free(s);
 	return NULL;
 }

@@ -4,12 +4,15 @@
 
 #include "ksmd/store.h"
 
+/* 256 KiB: stays in the core's L2 between reading, hashing and writing. */
+#define STORE_BUFFER_PAGES 64u
+
 enum frame_state { FRAME_FREE, FRAME_FILLING, FRAME_PUBLISHED };
 
 struct store_block {
 	uint16_t used;	/* frames that are not free */
 	uint16_t fit;	/* no stretch of free frames is longer than this */
-	bool whole;	/* allocated in one piece: gets huge memory */
+	bool whole;	/* to get huge memory */
 	bool prepared;	/* has been asked to */
 	bool huge;	/* and did */
 };
@@ -18,6 +21,7 @@ struct store {
 	int fd;		/* read-write */
 	char *map;	/* all of it, aligned to 2 MiB, without advice */
 	char *map_huge; /* the same with MADV_HUGEPAGE: whole blocks are first touched here */
+	char *buffer;	/* STORE_BUFFER_PAGES pages on their way into small frames */
 	uint32_t frames, block_count;
 	uint8_t *states;	    /* enum frame_state; address space, memory only where used */
 	struct store_block *blocks; /* the same */

@@ -2,6 +2,7 @@
 #ifndef TESTS_STORE_HELP_H
 #define TESTS_STORE_HELP_H
 
+#include "ksmd/page_hash.h"
 #include "ksmd/store.h"
 #include "tests/unit/unit.h"
 
@@ -34,18 +35,25 @@ static inline int self_pidfd(void)
 	return fd;
 }
 
+#define FILL_SEED 77
+
 /* Fills and publishes frames with contents first_content, first_content + 1, ... */
 static inline void put(struct store *s, uint32_t first, uint32_t n, uint64_t first_content)
 {
 	char *map = unit_map(n);
 	struct store_piece piece = { first, n, (uintptr_t)map };
 	auto_close int pidfd = self_pidfd();
+	const struct store_source self = { getpid(), pidfd, FILL_SEED };
+	auto_free uint64_t *hashes = calloc(n, sizeof(*hashes));
 	size_t done;
 
+	unit_must(hashes != NULL, "memory");
 	for (uint32_t i = 0; i < n; i++)
 		unit_page_fill(map + (size_t)i * PAGE_BYTES, first_content + i);
-	CU_ASSERT_EQUAL(store_fill(s, getpid(), pidfd, &piece, 1, &done), 0);
+	CU_ASSERT_EQUAL(store_fill(s, &self, &piece, 1, hashes, &done), 0);
 	CU_ASSERT_EQUAL(done, 1);
+	for (uint32_t i = 0; i < n; i++)
+		CU_ASSERT_EQUAL(hashes[i], page_hash(map + (size_t)i * PAGE_BYTES, FILL_SEED));
 	CU_ASSERT_EQUAL(store_publish(s, first, n), 0);
 	munmap(map, (size_t)n * PAGE_BYTES);
 }

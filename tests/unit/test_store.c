@@ -59,6 +59,8 @@ static void test_store_published_frames_immutable(void)
 	struct store *s = new_store(FRAMES);
 	char *map = unit_map(4);
 	auto_close int pidfd = self_pidfd();
+	const struct store_source self = { getpid(), pidfd, 0 };
+	uint64_t hashes[4];
 	uint32_t first;
 	size_t done = 7;
 
@@ -67,7 +69,7 @@ static void test_store_published_frames_immutable(void)
 	for (uint32_t i = 0; i < 4; i++) {
 		struct store_piece pieces[2] = { { first + 3, 1, (uintptr_t)map }, { first + i, 1, (uintptr_t)map } };
 
-		CU_ASSERT_EQUAL(store_fill(s, getpid(), pidfd, pieces, 2, &done), i < 3 ? -EBUSY : 0);
+		CU_ASSERT_EQUAL(store_fill(s, &self, pieces, 2, hashes, &done), i < 3 ? -EBUSY : 0);
 		CU_ASSERT_EQUAL(done, i < 3 ? 0 : 2);
 	}
 	for (uint32_t i = 0; i < 3; i++)
@@ -75,7 +77,7 @@ static void test_store_published_frames_immutable(void)
 	for (uint32_t i = 0; i < 2; i++) { /* free frames are not to be written either, nor what is no frame */
 		struct store_piece piece = { i ? first + 4 : FRAMES - 1, 2, (uintptr_t)map };
 
-		CU_ASSERT_EQUAL(store_fill(s, getpid(), pidfd, &piece, 1, &done), -EBUSY);
+		CU_ASSERT_EQUAL(store_fill(s, &self, &piece, 1, hashes, &done), -EBUSY);
 	}
 	munmap(map, 4 * PAGE_BYTES);
 	store_free(s);
@@ -87,24 +89,72 @@ static void test_store_fill_failures_reported(void)
 	struct unit_pages pages = { contents, ARRAY_SIZE(contents) };
 	struct store *s = new_store(FRAMES);
 	struct store_piece pieces[3];
+	struct store_source child, other;
 	struct unit_child c;
+	uint64_t hashes[3];
 	uint32_t first;
 	size_t done;
 
 	unit_child_start(&c, unit_pages_make, &pages);
+	child = (struct store_source){ c.pid, c.pidfd, 0 };
+	other = (struct store_source){ getpid(), c.pidfd, 0 };
 	CU_ASSERT_EQUAL(store_alloc(s, 3, 1, &first), 0);
 	for (uint32_t i = 0; i < 3; i++)
 		pieces[i] = (struct store_piece){ first + i, 1, (uintptr_t)c.map + (3 - i) * PAGE_BYTES };
 	pieces[1].hva = PAGE_BYTES; /* nothing there */
-	CU_ASSERT_EQUAL(store_fill(s, c.pid, c.pidfd, pieces, 3, &done), -EFAULT);
+	CU_ASSERT_EQUAL(store_fill(s, &child, pieces, 3, hashes, &done), -EFAULT);
 	CU_ASSERT_EQUAL(done, 1);
-	CU_ASSERT_EQUAL(store_fill(s, c.pid, c.pidfd, pieces + 2, 1, &done), 0);
+	CU_ASSERT_EQUAL(store_fill(s, &child, pieces + 2, 1, hashes, &done), 0);
 	CU_ASSERT_TRUE(frame_is(s, first, 4) && frame_is(s, first + 2, 2));
 	unit_child_kill(&c);
-	CU_ASSERT_EQUAL(store_fill(s, getpid(), c.pidfd, pieces, 0, &done), -ESRCH);
-	CU_ASSERT_EQUAL(store_fill(s, getpid(), c.pidfd, pieces, 1, &done), -ESRCH); /* pid of another */
+	CU_ASSERT_EQUAL(store_fill(s, &other, pieces, 0, hashes, &done), -ESRCH);
+	CU_ASSERT_EQUAL(store_fill(s, &other, pieces, 1, hashes, &done), -ESRCH); /* pid of another */
 	CU_ASSERT_EQUAL(done, 0);
 	unit_child_stop(&c);
+	store_free(s);
+}
+
+/* Small frames by way of a buffer, huge ones directly, in one fill; pieces longer than the buffer, in no order. */
+static void test_store_fill_pieces_land_where_they_belong(void)
+{
+	enum { PIECES = 400, PAGES = 4 * STORE_BLOCK_FRAMES };
+	struct store *s = new_store(FRAMES);
+	char *map = unit_map(PAGES);
+	auto_close int pidfd = self_pidfd();
+	const struct store_source self = { getpid(), pidfd, FILL_SEED };
+	struct store_piece pieces[PIECES];
+	static uint64_t hashes[PAGES];
+	uint32_t small, huge, pages = 0, bad = 0;
+	size_t count = 0, done, at = 0;
+
+	CU_ASSERT_EQUAL(store_alloc(s, 3 * STORE_BLOCK_FRAMES, 1, &small), 0);
+	CU_ASSERT_EQUAL(store_alloc(s, STORE_BLOCK_FRAMES, STORE_BLOCK_FRAMES, &huge), 0);
+	for (uint32_t i = 0; i < PAGES; i++)
+		unit_page_fill(map + (size_t)i * PAGE_BYTES, 9000 + i);
+	/* From the end of the frames to their beginning, from the beginning of the memory on. */
+	for (uint32_t left = 3 * STORE_BLOCK_FRAMES, n; left > 0; left -= n, pages += n) {
+		n = count % 7 == 3 ? 150 : (uint32_t)count % 3 + 1;
+		n = n < left ? n : left;
+		pieces[count++] = (struct store_piece){ small + left - n, n, (uintptr_t)map + pages * (uint64_t)PAGE_BYTES };
+		if (count == 5) { /* in the middle: the huge block */
+			pieces[count++] = (struct store_piece){ huge, STORE_BLOCK_FRAMES,
+								(uintptr_t)map + (PAGES - STORE_BLOCK_FRAMES) * (uint64_t)PAGE_BYTES };
+		}
+	}
+	unit_must(count <= PIECES, "room for the pieces");
+	CU_ASSERT_EQUAL(store_fill(s, &self, pieces, count, hashes, &done), 0);
+	CU_ASSERT_EQUAL(done, count);
+	for (size_t i = 0; i < count; i++) {
+		for (uint32_t k = 0; k < pieces[i].pages; k++, at++) {
+			uint64_t page = (pieces[i].hva - (uintptr_t)map) / PAGE_BYTES + k;
+
+			bad += !frame_is(s, pieces[i].frame + k, 9000 + page) ||
+			       hashes[at] != page_hash(map + page * PAGE_BYTES, FILL_SEED);
+		}
+	}
+	CU_ASSERT_EQUAL(at, PAGES);
+	CU_ASSERT_EQUAL(bad, 0);
+	munmap(map, PAGES * PAGE_BYTES);
 	store_free(s);
 }
 
@@ -122,7 +172,6 @@ static void test_store_bad_arguments_refused(void)
 	s = new_store(2 * STORE_BLOCK_FRAMES);
 	CU_ASSERT_EQUAL(store_alloc(s, 0, 1, &first), -EINVAL);
 	CU_ASSERT_EQUAL(store_alloc(s, 1, 2, &first), -EINVAL);
-	CU_ASSERT_EQUAL(store_alloc(s, 1, STORE_BLOCK_FRAMES, &first), -EINVAL);
 	CU_ASSERT_EQUAL(store_alloc(s, UINT32_MAX, 1, &first), -ENOSPC);
 	CU_ASSERT_EQUAL(store_alloc(s, 1025, 1, &first), -ENOSPC);
 	CU_ASSERT_EQUAL(store_alloc(s, 1024, 1, &first), 0);
@@ -255,7 +304,12 @@ static void test_store_whole_blocks_huge(void)
 	struct store_counts c;
 	uint32_t first;
 
-	CU_ASSERT_EQUAL(store_alloc(s, 2 * STORE_BLOCK_FRAMES + 10, 1, &first), 0);
+	CU_ASSERT_EQUAL(store_alloc(s, 2 * STORE_BLOCK_FRAMES, 1, &first), 0); /* not aligned on purpose: small */
+	put(s, first, 2 * STORE_BLOCK_FRAMES, 1000);
+	CU_ASSERT_EQUAL(count(s).huge_blocks, 0);
+	CU_ASSERT_EQUAL(store_retire(s, first, 2 * STORE_BLOCK_FRAMES), 0);
+	CU_ASSERT_EQUAL(store_alloc(s, 2 * STORE_BLOCK_FRAMES + 10, STORE_BLOCK_FRAMES, &first), 0);
+	CU_ASSERT_EQUAL(first % STORE_BLOCK_FRAMES, 0);
 	put(s, first, 2 * STORE_BLOCK_FRAMES + 10, 1000);
 	for (uint32_t i = 0; i < 2 * STORE_BLOCK_FRAMES + 10; i += 101)
 		CU_ASSERT_TRUE(frame_is(s, first + i, 1000 + i));
@@ -277,6 +331,7 @@ int main(void)
 		{ "life", test_store_frame_life },
 		{ "immutable", test_store_published_frames_immutable },
 		{ "fill_failures", test_store_fill_failures_reported },
+		{ "fill_pieces", test_store_fill_pieces_land_where_they_belong },
 		{ "bad", test_store_bad_arguments_refused },
 		{ "random", test_store_random_extents_as_model },
 		{ "gaps", test_store_small_extents_fill_gaps_first },
