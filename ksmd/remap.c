@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "ept/pagestate.h"
 #include "ksmd/frame_index.h"
+#include "ksmd/page_hash.h"
 #include "ksmd/pass_internal.h"
 #include "ksmd/plan.h"
 #include "ksmd/store.h"
