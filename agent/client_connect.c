@@ -176,11 +176,23 @@ static int journal_open(struct memvirt_agent *a)
 	return madvise(map, PAGE, MADV_DONTFORK) < 0 ? -errno : 0;
 }
 
+const char client_unfinished[] = "an exchange could not be finished";
+
+static uint32_t journal_step_now(const struct memvirt_agent *a)
+{
+	return __atomic_load_n(&a->journal->step, __ATOMIC_ACQUIRE);
+}
+
+bool client_settled(const struct memvirt_agent *a)
+{
+	return journal_step_now(a) == STEP_IDLE;
+}
+
 /* With the guard held. NULL, or why there is no exchange. */
 static const char *exchange_open(struct memvirt_agent *a)
 {
 	if (a->x) /* left by an earlier connection: a window that is open must be settled before the next */
-		return exchange_resume(a->x) < 0 ? "an exchange could not be finished" : NULL;
+		return exchange_resume(a->x) < 0 ? client_unfinished : NULL;
 	if (!a->journal && journal_open(a) < 0)
 		return "the journal cannot be made";
 	if (exchange_new(a->uffd, a->journal, &a->x) < 0)
@@ -200,6 +212,14 @@ static int hello(const struct memvirt_agent *a, int sock)
 	return packet_send(sock, &h, sizeof(h), fds, a->no_x ? 0 : ARRAY_SIZE(fds));
 }
 
+/* Pages that are neither in their place nor known to be: guest threads may wait for them. */
+static bool exchange_is_open(const struct memvirt_agent *a)
+{
+	uint32_t step = a->x ? journal_step_now(a) : STEP_IDLE;
+
+	return step > STEP_IDLE && step < STEP_UNREGISTER;
+}
+
 int client_connect(struct memvirt_agent *a, bool guarded, const char **ret_why)
 {
 	auto_close int sock = daemon_connect(a->path, ret_why);
@@ -213,9 +233,13 @@ int client_connect(struct memvirt_agent *a, bool guarded, const char **ret_why)
 	if (!guarded)
 		client_guard_lock();
 	a->no_x = no_x ? no_x : exchange_open(a);
+	err = exchange_is_open(a) ? -EIO : 0;
 	client_ram_untold(a);
 	if (!guarded)
 		client_guard_unlock();
+	*ret_why = a->no_x;
+	if (err < 0) /* nothing matters more than to try that again, and soon */
+		return err;
 	*ret_why = "the daemon does not answer";
 	err = hello(a, sock);
 	if (err < 0)

@@ -92,6 +92,9 @@ int client_start(const char *path, struct memvirt_agent **ret_agent);
 void client_wake(struct memvirt_agent *a);
 
 /* client_connect.c */
+extern const char client_unfinished[];
+/* No window was left open. */
+bool client_settled(const struct memvirt_agent *a);
 void *client_thread(void *agent);
 /* From the socket to the hello. Not with a connection open. guarded: the guard is held already, and the VMM waits.
  * *ret_why: why not, or if without the exchange, why that, or "". */

@@ -175,6 +175,9 @@ static const char *merge(struct memvirt_agent *a, const struct agent_merge *m)
 		err = exchange_merge(a->x, m->window, &a->store, a->runs, m->header.count, &opt);
 	if (answer(a, m, err, counters->stall_ns - stall_ns, clock_thread_cpu_ns() - cpu_ns) < 0)
 		return "the daemon is gone";
+	/* It has stopped, and threads of the VMM may wait for what it left. A new connection begins with finishing it. */
+	if (err < 0 && !client_settled(a))
+		return client_unfinished;
 	return NULL;
 }
 

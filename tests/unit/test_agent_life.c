@@ -227,6 +227,29 @@ static void test_agent_locked_memory_is_offered_for_hints_only(void)
 	ram_fill();
 }
 
+/* Staging is locked past the agent, so that it cannot be emptied: the exchange stops. When it can be again, the agent
+ * goes on by itself. */
+static void test_agent_stopped_exchange_is_finished_and_goes_on(void)
+{
+	ram_fill();
+	attach_all();
+	unit_must(syscall(SYS_mlockall, MCL_CURRENT) == 0 && syscall(SYS_munlock, rig.ram, RAM_BYTES) == 0, "mlockall");
+	CU_ASSERT_EQUAL(merge_first(10), 0);
+	CU_ASSERT_TRUE(packet_merged(&rig.in)->error < 0);
+	unit_must(syscall(SYS_munlockall) == 0, "munlockall");
+	CU_ASSERT_TRUE(ram_right());
+	CU_ASSERT_EQUAL(packet_receive(rig.sock, &rig.in, 0), -ECONNRESET);
+	close(rig.sock);
+	CU_ASSERT_TRUE_FATAL(accept_again(20));
+	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP);
+	CU_ASSERT_TRUE(next_is(AGENT_SLOT));
+	unit_must(daemon_send_store(rig.store_ro, FRAMES) == 0, "store");
+	CU_ASSERT_EQUAL(merge_first(10), 10);
+	CU_ASSERT_TRUE(ram_right());
+	detach();
+	ram_fill();
+}
+
 /* ---- a userfaultfd by the daemon's grace ---- */
 
 static void become_nobody(void)
@@ -385,6 +408,7 @@ int main(void)
 		{ "slots_while_away", test_agent_slots_while_daemon_is_away_told_later },
 		{ "does_not_read", test_agent_daemon_does_not_read_discards_do_not_wait },
 		{ "hint", test_agent_hint_marks_what_is_not_merged },
+		{ "stopped", test_agent_stopped_exchange_is_finished_and_goes_on },
 		{ "locked", test_agent_locked_memory_is_offered_for_hints_only },
 		{ "uffd_granted", test_agent_without_privilege_gets_userfaultfd_of_daemon },
 		{ "uffd_refused", test_agent_without_userfaultfd_still_serves_hints },
