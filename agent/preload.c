@@ -257,7 +257,9 @@ void *mremap(void *addr, size_t len, size_t new_len, int flags, ...)
 static int protect(void *addr, size_t len, int prot, int pkey)
 {
 	struct memvirt_agent *a = client_ram_lock();
-	int rc = (int)syscall(SYS_pkey_mprotect, addr, len, prot, pkey), err = errno;
+	/* Not by the newer call in any case: a kernel without keys does not have it, and a sandbox may not allow it. */
+	int rc = pkey < 0 ? real_mprotect(addr, len, prot) : (int)syscall(SYS_pkey_mprotect, addr, len, prot, pkey);
+	int err = errno;
 
 	if (rc == 0 && a)
 		client_ram_protected(a, number(addr), pages_up(len), prot);
@@ -272,11 +274,13 @@ int mprotect(void *addr, size_t len, int prot)
 {
 	if (!client_ram_touched(number(addr), len))
 		return real_mprotect(addr, len, prot);
-	return protect(addr, len, prot, -1); /* which is what mprotect is to the kernel */
+	return protect(addr, len, prot, -1);
 }
 
 int pkey_mprotect(void *addr, size_t len, int prot, int pkey)
 {
+	if (pkey < 0) /* as in the C library */
+		return mprotect(addr, len, prot);
 	if (!client_ram_touched(number(addr), len))
 		return (int)syscall(SYS_pkey_mprotect, addr, len, prot, pkey);
 	return protect(addr, len, prot, pkey);
