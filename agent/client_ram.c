@@ -419,8 +419,8 @@ static int part_discard(struct memvirt_agent *a, const struct ram *r, struct spa
 	bool is_locked = span_clip(&locked, r->locked.start, r->locked.end);
 	bool is_shut = span_clip(&shut, r->protected.start, r->protected.end);
 
-	if (exchange_merged_pages(a->x, at, s.end - s.start) == 0)
-		return 0;
+	if (exchange_merged_pages(a->x, at, s.end - s.start) == 0) /* pages left in staging must not come back either */
+		return exchange_discard(a->x, at, s.end - s.start);
 	if (is_locked && advice != MADV_DONTNEED_LOCKED)
 		return -EINVAL;
 	if (is_shut && (r->prot < 0 || syscall(SYS_mprotect, shut.start, shut.end - shut.start,
