@@ -215,7 +215,7 @@ static uint32_t mappings_left(const struct remap *r, struct frame_user *user)
 	return mappings < limit / MAPPINGS_SHARE ? (uint32_t)(limit / MAPPINGS_SHARE) - mappings : 0;
 }
 
-/* A VM that cannot take part is broken from the beginning: its pages are planned for and not merged. */
+/* A VM that cannot take part, or has ended, is broken from the beginning: nothing is planned with its pages. */
 static int lanes_make(struct remap_work *o, const struct remap_vm *vms)
 {
 	o->lanes = calloc(o->count + 1, sizeof(*o->lanes));

@@ -139,7 +139,7 @@ int remap_ranges_make(struct remap_work *o)
 	if (!o->ranges || !o->huge || !o->left_out)
 		return -ENOMEM;
 	for (size_t i = 0; i < o->count && r == 0; i++)
-		r = vm_ranges_make(o, (uint32_t)i);
+		r = o->lanes[i].result.broken ? 0 : vm_ranges_make(o, (uint32_t)i);
 	return r;
 }
 
