@@ -27,7 +27,7 @@
  *   right. To discard it after that, map fresh memory over it.
  * - fork() is safe once attached. In the child merging is over; the child may discard and detach.
  * - When the connection ends (the daemon stopped, or sent what it must not), nothing is merged until the agent has
- *   connected again. It tries by itself, after 1 s and then less and less often, up to every 30 s. Slots may be added
+ *   connected again. It tries by itself, after 1 s and then less and less often, up to every 5 s. Slots may be added
  *   and removed meanwhile.
  * - The daemon must run as root or as the VMM's own user; another's socket is refused. It gets the means to finish an
  *   exchange when the VMM's thread dies, which are means to change the VMM's memory, and it owns the frames: it is
