@@ -231,6 +231,8 @@ static void test_agent_locked_memory_is_offered_for_hints_only(void)
  * goes on by itself. */
 static void test_agent_stopped_exchange_is_finished_and_goes_on(void)
 {
+	if (UNIT_SANITIZED)
+		UNIT_SKIP("a sanitizer's memory cannot be locked");
 	ram_fill();
 	attach_all();
 	unit_must(syscall(SYS_mlockall, MCL_CURRENT) == 0 && syscall(SYS_munlock, rig.ram, RAM_BYTES) == 0, "mlockall");

@@ -36,6 +36,15 @@ static inline void unit_must(bool ok, const char *what)
 	}
 }
 
+/* Whether a sanitizer has mapped most of the address space for itself: locking all memory would need all of it. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define UNIT_SANITIZED 1
+#elif defined(__has_feature)
+#define UNIT_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#else
+#define UNIT_SANITIZED 0
+#endif
+
 /* ---- the program ---- */
 
 static unsigned unit_skips;
