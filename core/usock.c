@@ -75,9 +75,12 @@ int usock_listen(const char *path, int type, const char *group, int backlog)
 	r = fd < 0 ? -errno : parent_make(path);
 	if (r == 0)
 		r = bind_there(fd, &address, type);
-	if (r == 0)
-		r = open_to_group(path, group);
+	if (r < 0)
+		return r;
+	r = open_to_group(path, group);
 	if (r == 0 && listen(fd, backlog) < 0)
 		r = -errno;
+	if (r < 0)
+		unlink(path);
 	return r < 0 ? r : take_fd(fd);
 }

@@ -108,6 +108,15 @@ static void test_agents_hello_and_slots_are_known(void)
 	CU_ASSERT_TRUE(access(rig.path, F_OK) < 0);
 }
 
+static void test_agents_unknown_group_leaves_no_socket(void)
+{
+	struct agents *agents;
+
+	snprintf(rig.path, sizeof(rig.path), "%.80s/agent", rig.dir);
+	CU_ASSERT_EQUAL(agents_new(rig.path, "no such group", &agents), -ENOENT);
+	CU_ASSERT_TRUE(access(rig.path, F_OK) < 0);
+}
+
 static void test_agents_strangers_looked_for_once(void)
 {
 	int fd;
@@ -447,6 +456,7 @@ int main(void)
 {
 	static CU_TestInfo tests[] = {
 		{ "hello", test_agents_hello_and_slots_are_known },
+		{ "group", test_agents_unknown_group_leaves_no_socket },
 		{ "strangers", test_agents_strangers_looked_for_once },
 		{ "userfaultfd", test_agents_userfaultfd_only_for_vms },
 		{ "nonsense", test_agents_nonsense_turned_away },
