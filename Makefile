@@ -32,8 +32,8 @@ say = $(if $(filter 1,$(V)),@:,@printf '  %-7s %s\n' $(1) $(2))
 
 LIB_DIRS := core vmm ept ksmd
 LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(LIB_DIRS))))
-# What the daemon shares with the agent: packets, and the repair of a window whose executor died.
-LIB_AGENT_OBJ := $(patsubst %,$(BUILD)/agent/%.o,exchange_repair packet pagemap uffd)
+# What the daemon shares with the agent: packets, hashes, and the repair of a window whose executor died.
+LIB_AGENT_OBJ := $(patsubst %,$(BUILD)/agent/%.o,exchange_repair packet page_hash page_hash_avx2 pagemap uffd)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o) $(LIB_AGENT_OBJ)
 DAEMON_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard daemon/*.c)))
 CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard cli/*.c)))
@@ -248,6 +248,7 @@ $(BUILD)/tests/exchange-cost: $(BUILD)/tests/stress/exchange_cost.o $(EXCHANGE_H
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcunit
 
 $(AGENT_OBJ) $(EXCHANGE_HOOKS_OBJ): ALL_CFLAGS += -fPIC
+$(BUILD)/agent/page_hash_avx2.o $(BUILD)/preload/agent/page_hash_avx2.o: ALL_CFLAGS += -mavx2
 
 $(BUILD)/preload/%.o: %.c
 	$(call say,CC,$<)

@@ -5,6 +5,7 @@
  * client_touched.c  the same ranges, for those who must not wait
  * client_connect.c  the agent's thread: connects, says hello, serves, pauses, connects again
  * client_serve.c    what the daemon asks for
+ * client_hash.c     of this: hashes of guest RAM
  *
  * Three parties meet here: the VMM's threads, the agent's thread, and fork(). There are two locks. The guard covers
  * everything in struct memvirt_agent that is not said to be the thread's own; who touches guest RAM's mappings holds
@@ -105,6 +106,9 @@ bool client_wait(struct memvirt_agent *a, int fd, int timeout_ms);
 /* client_serve.c. NULL: go on; else why the connection has to end. */
 const char *client_serve_one(struct memvirt_agent *a);
 void client_store_drop(struct memvirt_agent *a);
+
+/* client_hash.c. The answer, in a->out. */
+struct agent_hashed *client_hash(struct memvirt_agent *a, const struct agent_hash *h);
 
 /* client_touched.c. Without a lock, and wait-free: does [addr, addr+len) touch guest RAM? */
 bool client_ram_touched(uint64_t addr, uint64_t len);

@@ -1,4 +1,4 @@
-/* What the daemon asks for: merging, and marking for the kernel's scanner.
+/* What the daemon asks for: merging, marking for the kernel's scanner, and hashes.
  *
  * What a daemon sends cannot reach memory that is not guest RAM, nor make it hold other bytes than before:
  *
@@ -6,6 +6,7 @@
  * store_refuse()     the store is memory that cannot shrink under the mapping (no SIGBUS) and that this process
  *                    cannot write;
  * hint_mark()        stretches within one slot that the daemon was told of; marking changes no byte;
+ * client_hash()      stretches within one slot that may be merged; nothing is written, and nothing but hashes told;
  * exchange_merge()   window_check() and runs_check() in exchange_plan.c: the window's pages must lie in one slot that
  *                    the VMM itself has added, and the frames in the store. No address but the window comes from
  *                    the daemon, and the store goes to an address that the kernel chooses.
@@ -235,6 +236,16 @@ static const char *hints_mark(struct memvirt_agent *a, const struct agent_hints 
 	return packet_send(a->sock, &reply, sizeof(reply), NULL, 0) < 0 ? "the daemon is gone" : NULL;
 }
 
+/* ---- hashes ---- */
+
+static const char *hash(struct memvirt_agent *a, const struct agent_hash *h)
+{
+	const struct agent_hashed *reply = client_hash(a, h);
+	size_t len = sizeof(*reply) + reply->header.count * sizeof(reply->hashes[0]);
+
+	return packet_send(a->sock, reply, len, NULL, 0) < 0 ? "the daemon is gone" : NULL;
+}
+
 /* ---- one packet ---- */
 
 static const char *receive_why(int err)
@@ -265,6 +276,8 @@ const char *client_serve_one(struct memvirt_agent *a)
 		why = merge(a, packet_merge(&a->in));
 	else if (a->in.header.type == AGENT_HINT)
 		why = hints_mark(a, packet_hints(&a->in));
+	else if (a->in.header.type == AGENT_HASH)
+		why = hash(a, &a->in.hash);
 	packet_close(&a->in);
 	return why;
 }

@@ -160,6 +160,8 @@ void exchange_unlocked_all(struct exchange *x);
  * 0, or why it cannot. */
 int exchange_resume(struct exchange *x);
 
+/* /proc/self/pagemap, for pagemap_read(). Borrowed. */
+int exchange_pagemap_fd(const struct exchange *x);
 const struct exchange_counters *exchange_counters(const struct exchange *x);
 
 #endif

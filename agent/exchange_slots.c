@@ -507,6 +507,11 @@ struct exchange *exchange_free(struct exchange *x)
 	return NULL;
 }
 
+int exchange_pagemap_fd(const struct exchange *x)
+{
+	return x->pagemap_fd;
+}
+
 const struct exchange_counters *exchange_counters(const struct exchange *x)
 {
 	return &x->counters;

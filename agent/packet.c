@@ -20,6 +20,8 @@ _Static_assert(sizeof(struct agent_hints) + AGENT_HINTS_MAX * sizeof(struct agen
 _Static_assert(sizeof(struct agent_run) == 8 && sizeof(struct agent_merge) == 24, "wire");
 _Static_assert(sizeof(struct agent_result) == 8 && sizeof(struct agent_merged) == 32, "wire");
 _Static_assert(sizeof(struct agent_merge) + AGENT_RUNS_MAX * sizeof(struct agent_run) <= AGENT_PACKET_MAX, "wire");
+_Static_assert(sizeof(struct agent_hash) == 32 && sizeof(struct agent_hashed) == 32, "wire");
+_Static_assert(sizeof(struct agent_hashed) + AGENT_HASH_PAGES_MAX * sizeof(uint64_t) <= AGENT_PACKET_MAX, "wire");
 _Static_assert(sizeof(struct agent_merged) + AGENT_RUNS_MAX * sizeof(struct agent_result) <= AGENT_PACKET_MAX,
 	       "wire");
 
@@ -41,6 +43,8 @@ static const struct kind {
 	[AGENT_UFFD] = { .fixed = sizeof(struct agent_uffd) },
 	[AGENT_HINT] = { sizeof(struct agent_hints), sizeof(struct agent_hint), AGENT_HINTS_MAX, true },
 	[AGENT_HINTED] = { .fixed = sizeof(struct agent_hinted), .numbered = true },
+	[AGENT_HASH] = { .fixed = sizeof(struct agent_hash), .numbered = true },
+	[AGENT_HASHED] = { sizeof(struct agent_hashed), sizeof(uint64_t), AGENT_HASH_PAGES_MAX, true },
 };
 
 /* How many descriptors a packet of known length has to bring. */
@@ -124,6 +128,18 @@ static bool hints_fit(const struct agent_hints *h)
 	return h->header.count > 0;
 }
 
+static bool hash_fits(const struct agent_hash *h)
+{
+	return h->pages <= AGENT_HASH_PAGES_MAX && range_fits(h->hva, h->pages * PAGE) && h->reserved == 0;
+}
+
+static bool hashed_fits(const struct agent_hashed *h)
+{
+	return errno_fits(h->error) && (h->error == 0 || h->header.count == 0) && h->reserved == 0 &&
+	       h->zero_mapped <= AGENT_HASH_PAGES_MAX && h->swapped <= AGENT_HASH_PAGES_MAX &&
+	       h->huge <= AGENT_HASH_PAGES_MAX;
+}
+
 static bool fields_fit(struct packet *p)
 {
 	switch ((enum agent_message)p->header.type) {
@@ -149,6 +165,10 @@ static bool fields_fit(struct packet *p)
 		return hints_fit(packet_hints(p));
 	case AGENT_HINTED:
 		return errno_fits(p->hinted.error);
+	case AGENT_HASH:
+		return hash_fits(&p->hash);
+	case AGENT_HASHED:
+		return hashed_fits(packet_hashed(p));
 	}
 	return false;
 }
@@ -158,7 +178,7 @@ int packet_check(struct packet *p, unsigned fd_count)
 	const struct agent_header *h = &p->header;
 	const struct kind *k;
 
-	if (p->len < sizeof(*h) || h->type < AGENT_HELLO || h->type > AGENT_HINTED)
+	if (p->len < sizeof(*h) || h->type < AGENT_HELLO || h->type > AGENT_HASHED)
 		return -EPROTO;
 	k = &kinds[h->type];
 	if (h->type == AGENT_HELLO && p->len >= offsetof(struct agent_hello, flags) &&

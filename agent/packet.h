@@ -21,6 +21,7 @@ struct packet {
 		struct agent_range range; /* AGENT_UNSLOT, AGENT_RELEASED */
 		struct agent_store store;
 		struct agent_hinted hinted;
+		struct agent_hash hash;
 		uint8_t bytes[AGENT_PACKET_MAX];
 	};
 	size_t len;
@@ -39,6 +40,11 @@ static inline struct agent_merged *packet_merged(struct packet *p)
 }
 
 static inline struct agent_hints *packet_hints(struct packet *p)
+{
+	return (void *)p->bytes;
+}
+
+static inline struct agent_hashed *packet_hashed(struct packet *p)
 {
 	return (void *)p->bytes;
 }

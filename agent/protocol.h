@@ -13,18 +13,21 @@
  * SLOT names each range of guest RAM, in the same way: fit for the exchange, or only for marking and why. The daemon
  * sends STORE once, with the store's read-only descriptor, then MERGE for windows; each is answered by exactly one
  * MERGED, in order. HINT marks ranges for the kernel's scanner and is answered by HINTED, in the same order.
+ * HASH asks what the pages of a range hold, and is answered by HASHED: the agent reads them where they are, which costs
+ * half of reading them from outside. Hashes are hints: nothing but time depends on their being true.
  * RELEASED comes unasked when merged pages became anonymous again (balloon, free page reporting, unmap). */
 #ifndef AGENT_PROTOCOL_H
 #define AGENT_PROTOCOL_H
 
 #include <stdint.h>
 
-#define AGENT_PROTOCOL_VERSION 1u
+#define AGENT_PROTOCOL_VERSION 2u
 #define AGENT_PACKET_MAX 16384u /* a full MERGE is 4,120 bytes */
 #define AGENT_RUNS_MAX 512u
 #define AGENT_SLOTS_MAX 64u
 #define AGENT_WINDOW_PAGES 512u
 #define AGENT_HINTS_MAX 512u
+#define AGENT_HASH_PAGES_MAX 1024u /* 4 MiB: about half a millisecond of an agent's work */
 #define AGENT_WHY_BYTES 96u /* printable ASCII, the rest NUL */
 #define AGENT_ZERO UINT32_MAX /* in place of a frame: the pages are all zero, leave them absent */
 
@@ -40,14 +43,16 @@ enum agent_message {
 	AGENT_UFFD,	 /* daemon -> agent, 1 descriptor if granted: /dev/userfaultfd */
 	AGENT_HINT,	 /* daemon -> agent */
 	AGENT_HINTED,	 /* agent -> daemon */
+	AGENT_HASH,	 /* daemon -> agent */
+	AGENT_HASHED,	 /* agent -> daemon */
 };
 
 #define AGENT_CAN_REMAP 1u /* else only HINT */
 
 struct agent_header {
 	uint16_t type; /* enum agent_message */
-	uint16_t count; /* of what follows the fixed part: runs, results or hints; else 0 */
-	uint32_t sequence; /* of MERGE and HINT, repeated in the answer; else 0 */
+	uint16_t count; /* of what follows the fixed part: runs, results, hints or hashes; else 0 */
+	uint32_t sequence; /* of MERGE, HINT and HASH, repeated in the answer; else 0 */
 };
 
 struct agent_hello {
@@ -137,6 +142,23 @@ struct agent_hinted {
 	struct agent_header header;
 	int32_t error; /* 0, or -errno of the first hint that could not be marked; the others are */
 	uint32_t pages; /* that were marked */
+};
+
+struct agent_hash { /* pages of one slot that can be remapped */
+	struct agent_header header;
+	uint64_t hva; /* page-aligned */
+	uint64_t seed; /* see agent/page_hash.h */
+	uint32_t pages; /* at most AGENT_HASH_PAGES_MAX */
+	uint32_t reserved;
+};
+
+struct agent_hashed {
+	struct agent_header header; /* count: as many pages as were asked for, or 0: none of them is there */
+	int32_t error;	    /* 0, or -errno: no hashes */
+	uint32_t cpu_us;    /* that it took */
+	uint32_t zero_mapped, swapped, huge; /* pages; only huge ones have a hash */
+	uint32_t reserved;
+	uint64_t hashes[]; /* of each page: page_hash(), or PAGE_HASH_NONE */
 };
 
 #endif

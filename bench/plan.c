@@ -7,11 +7,11 @@
 #include <string.h>
 #include <urcu.h>
 
+#include "agent/page_hash.h"
 #include "core/cleanup.h"
 #include "core/clock.h"
 #include "ksmd/frame_index.h"
 #include "ksmd/join.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/plan.h"
 
 #define PAGES_PER_GIB UINT64_C(262144)

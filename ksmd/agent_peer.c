@@ -21,7 +21,7 @@
 /* Without an answer, oldest first. */
 struct command {
 	uint32_t sequence;
-	uint16_t type, runs;
+	uint16_t type, count; /* count: runs, or pages */
 	uint64_t window;
 };
 
@@ -93,9 +93,9 @@ static int merged_take(struct agent_peer *p, const struct agent_merged *m, struc
 	struct command c;
 	int r = answer_begin(p, &m->header, AGENT_MERGE, &c);
 
-	if (r < 0 || m->window != c.window || (m->error == 0 && m->header.count != c.runs))
+	if (r < 0 || m->window != c.window || (m->error == 0 && m->header.count != c.count))
 		return -EPROTO;
-	ret->merged = true;
+	ret->type = AGENT_MERGED;
 	ret->window = m->window;
 	ret->error = m->error;
 	ret->stall_us = m->stall_us;
@@ -110,10 +110,28 @@ static int hinted_take(struct agent_peer *p, const struct agent_hinted *m, struc
 	struct command c;
 	int r = answer_begin(p, &m->header, AGENT_HINT, &c);
 
-	ret->merged = false;
+	ret->type = AGENT_HINTED;
 	ret->error = m->error;
 	ret->count = 0;
 	return r < 0 ? r : 1;
+}
+
+static int hashed_take(struct agent_peer *p, const struct agent_hashed *m, struct agent_answer *ret)
+{
+	struct command c;
+	int r = answer_begin(p, &m->header, AGENT_HASH, &c);
+
+	if (r < 0 || (m->header.count > 0 && m->header.count != c.count))
+		return -EPROTO;
+	ret->type = AGENT_HASHED;
+	ret->error = m->error;
+	ret->count = m->header.count;
+	ret->cpu_us = m->cpu_us;
+	ret->zero_mapped = m->zero_mapped;
+	ret->swapped = m->swapped;
+	ret->huge = m->huge;
+	memcpy(ret->hashes, m->hashes, ret->count * sizeof(m->hashes[0]));
+	return 1;
 }
 
 static int hello_take(struct agent_peer *p, struct packet *packet)
@@ -155,6 +173,8 @@ static int packet_take(struct agent_peer *p, struct packet *packet, struct agent
 		return merged_take(p, packet_merged(packet), ret_answer);
 	case AGENT_HINTED:
 		return hinted_take(p, &packet->hinted, ret_answer);
+	case AGENT_HASHED:
+		return hashed_take(p, packet_hashed(packet), ret_answer);
 	default:
 		return -EPROTO;
 	}
@@ -391,6 +411,23 @@ int agent_peer_hint(struct agent_peer *p, const struct agent_hint *hints, size_t
 	memcpy(packet.m.hints, hints, count * sizeof(*hints));
 	return command_send(p, &packet, sizeof(packet.m) + count * sizeof(*hints),
 			    &(struct command){ p->sequence, AGENT_HINT, 0, 0 });
+}
+
+int agent_peer_hash(struct agent_peer *p, uint64_t hva, uint32_t pages, uint64_t seed)
+{
+	const struct agent_hash m = {
+		.header = { .type = AGENT_HASH, .sequence = p->sequence + 1 },
+		.hva = hva,
+		.seed = seed,
+		.pages = pages,
+	};
+
+	if (pages == 0 || pages > AGENT_HASH_PAGES_MAX)
+		return -EINVAL;
+	if (p->outstanding == AGENT_PEER_OUTSTANDING)
+		return -EBUSY;
+	p->sequence++;
+	return command_send(p, &m, sizeof(m), &(struct command){ p->sequence, AGENT_HASH, (uint16_t)pages, hva });
 }
 
 int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, size_t count, int timeout_ms,

@@ -42,12 +42,21 @@ bool agent_peer_released(struct agent_peer *p);
 
 /* What came back for the oldest window or hints that were sent. */
 struct agent_answer {
-	bool merged; /* of agent_peer_merge(); else of agent_peer_hint(), with error only */
-	uint64_t window;
+	enum agent_message type; /* AGENT_MERGED; AGENT_HASHED; AGENT_HINTED, with error only */
 	int error;
-	uint32_t stall_us, cpu_us;
-	size_t count; /* results */
-	struct agent_result results[AGENT_RUNS_MAX];
+	uint32_t cpu_us; /* of the agent's thread */
+	size_t count;	 /* results, or hashes */
+	union {
+		struct { /* AGENT_MERGED */
+			uint64_t window;
+			uint32_t stall_us;
+			struct agent_result results[AGENT_RUNS_MAX];
+		};
+		struct { /* AGENT_HASHED */
+			uint32_t zero_mapped, swapped, huge;
+			uint64_t hashes[AGENT_HASH_PAGES_MAX];
+		};
+	};
 };
 
 /* Takes in one packet, waiting at most timeout_ms. 1 and an answer; 0: something else came; -ETIMEDOUT; -EPROTO
@@ -71,7 +80,9 @@ int agent_peer_merge(struct agent_peer *p, uint64_t window, const struct agent_r
 		     uint16_t min_pages_huge, uint16_t min_pages);
 /* Marks at most AGENT_HINTS_MAX ranges for the kernel's scanner. */
 int agent_peer_hint(struct agent_peer *p, const struct agent_hint *hints, size_t count);
-/* The same for any number of ranges, one packet after the other, waiting timeout_ms for each answer; nothing else may be
+/* Asks for the hashes of at most AGENT_HASH_PAGES_MAX pages; what comes back is the agent's word, and a hint at best. */
+int agent_peer_hash(struct agent_peer *p, uint64_t hva, uint32_t pages, uint64_t seed);
+/* agent_peer_hint() for any number of ranges, one packet after the other, waiting timeout_ms for each answer; nothing else may be
  * without one. A range that could not be marked is no error of the connection: *ret_error is the first such, or 0. */
 int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, size_t count, int timeout_ms,
 			int *ret_error);

@@ -9,6 +9,15 @@
 #include "ksmd/stable_index.h"
 #include "ksmd/zero_split.h"
 
+/* The agent that can hash this VM's memory where it is; for the pass alone until it is taken in. */
+static struct agent_peer *peer_lend(struct ksmd *k, const struct tracked_vm *t)
+{
+	struct agent *agent = k->agents && t->due && t->engine == MERGE_ENGINE_REMAP ? agents_find(k->agents, t->pid) :
+										       NULL;
+
+	return agent && !agent->lent ? agent_lend(k->agents, agent) : NULL;
+}
+
 static int pass_begin(struct ksmd *k)
 {
 	const struct pass_options options = {
@@ -33,10 +42,13 @@ static int pass_begin(struct ksmd *k)
 				/* Without KSM the pass still says what there would be to gain. */
 				.unmergeable = k->kernel && k->vms[i].possible == MERGE_ENGINE_OFF,
 				.early = k->vms[i].early,
+				.peer = peer_lend(k, &k->vms[i]),
 			};
 	r = pass_start(inputs, count, &options, &k->pass);
 	if (r == 0)
 		log_debug("pass start vms=%zu", count);
+	else
+		ksmd_peers_return(k, inputs, count);
 	free(inputs);
 	return r;
 }

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <urcu.h>
 
-#include "ksmd/page_hash.h"
+#include "agent/page_hash.h"
 
 #define SLOT_EMPTY UINT32_MAX
 #define SLOT_DROPPED (UINT32_MAX - 1)

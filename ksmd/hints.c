@@ -4,8 +4,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+#include "agent/page_hash.h"
 #include "core/snapshot.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/pass_internal.h"
 
 /* A stretch is a bargain: what it costs (its price: two mappings) against what it gives (pages to merge), less what

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "agent/page_hash.h"
 #include "core/cleanup.h"
-#include "ksmd/page_hash.h"
 
 /* Records of one bucket: with its table about 44 B each, so that a bucket works in 180 KiB of L2. */
 #define BUCKET_RECORDS 4096

@@ -75,9 +75,9 @@ struct ksmd *ksmd_free(struct ksmd *k)
 	}
 	round_free(k->round);
 	marking_free(k->marking);
+	pass_free(k->pass);
 	agents_free(k->agents);
 	zero_split_free(k->split, NULL, NULL);
-	pass_free(k->pass);
 	pass_free(k->last);
 	for (size_t i = 0; i < k->vm_count; i++)
 		page_table_unref(k->vms[i].table);
@@ -239,15 +239,26 @@ uint64_t ksmd_vm_saved_pages(const struct ksmd *k, const struct vm_snapshot *vm)
 	return t ? t->saved_pages : 0;
 }
 
+void ksmd_peers_return(struct ksmd *k, const struct pass_input *inputs, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (inputs[i].peer)
+			agent_return(k->agents, inputs[i].peer, inputs[i].peer_broken);
+}
+
 static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 {
 	struct pollfd ready = { .fd = k->pass ? pass_done_fd(k->pass) : -1, .events = POLLIN };
 	const struct pass_result *res;
+	const struct pass_input *inputs;
+	size_t count;
 	double share = (double)k->config->scan_rest_permille / 1000 * (double)sysconf(_SC_NPROCESSORS_ONLN);
 
 	if (!k->pass || poll(&ready, 1, 0) != 1)
 		return;
 	res = pass_wait(k->pass);
+	inputs = pass_inputs(k->pass, &count);
+	ksmd_peers_return(k, inputs, count);
 	k->cpu_seconds += res->cpu_seconds;
 	k->pass_ended_ns = s->taken_ns;
 	k->rest_until_ns = s->taken_ns + (uint64_t)(res->cpu_seconds / share * (double)NSEC_PER_SEC);

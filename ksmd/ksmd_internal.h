@@ -106,13 +106,15 @@ int ksmd_domain(struct ksmd *k, const char *name, struct domain **ret_domain);
 /* engines.c: which engine merges each VM in this tick. ksm_why: as ksmd_host_refusal() says. */
 void ksmd_engines_decide(struct ksmd *k, const struct host_snapshot *s, const char *ksm_why);
 
+/* Those that a pass was given. */
+void ksmd_peers_return(struct ksmd *k, const struct pass_input *inputs, size_t count);
+
 /* rounds.c: takes a round in that has ended; plans one; starts what was planned. */
 void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s);
 void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s);
 void ksmd_round_begin(struct ksmd *k, bool dry_run);
 /* Pages of a VM that merging by its agent saves now, its share of the frames not taken off. */
 uint64_t ksmd_round_vm_saved(const struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm);
-
 
 /* hinted.c: the same for marking memory for the kernel's scanner. */
 void ksmd_marking_take(struct ksmd *k);

@@ -164,6 +164,17 @@ static int join_step(struct pass *p)
 	return r < 0 ? r : p->error;
 }
 
+/* The agent, if it can be asked about all of the table. */
+static struct agent_peer *input_peer(const struct pass_input *input)
+{
+	const struct page_table *t = input->table;
+
+	for (size_t k = 0; k < t->target_count && input->peer; k++)
+		if (!scan_peer_covers(input->peer, &t->targets[k]))
+			return NULL;
+	return input->peer;
+}
+
 /* The targets of the tables that are due lie in one array for the scan, and go back afterwards. */
 static int scan_step(struct pass *p)
 {
@@ -180,9 +191,11 @@ static int scan_step(struct pass *p)
 	count = 0;
 	for (size_t i = 0; i < p->count; i++) {
 		const struct page_table *t = p->inputs[i].table;
+		struct agent_peer *peer = input_peer(&p->inputs[i]);
 
 		for (size_t k = 0; k < t->target_count && p->inputs[i].rescan; k++) {
 			memcpy(&targets[count], &t->targets[k], sizeof(*targets));
+			targets[count].peer = peer;
 			targets[count++].early = p->inputs[i].early;
 		}
 	}
@@ -192,7 +205,9 @@ static int scan_step(struct pass *p)
 
 		for (size_t k = 0; k < t->target_count && p->inputs[i].rescan; k++, from++) {
 			p->result.scanned_pages += targets[from].present_pages;
+			p->inputs[i].peer_broken |= targets[from].peer_broken;
 			memcpy(&t->targets[k], &targets[from], sizeof(*targets));
+			t->targets[k].peer = NULL; /* not its any more */
 		}
 	}
 	free(targets);
@@ -371,6 +386,12 @@ const struct pass_result *pass_wait(struct pass *p)
 		pthread_join(p->thread, NULL);
 	p->joined = true;
 	return &p->result;
+}
+
+const struct pass_input *pass_inputs(const struct pass *p, size_t *ret_count)
+{
+	*ret_count = p->count;
+	return p->inputs;
 }
 
 void pass_cancel(struct pass *p)

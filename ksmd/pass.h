@@ -71,6 +71,9 @@ struct pass_input {
 	bool rescan;
 	bool unmergeable; /* counted, but nothing of it can be merged: its VMM did not give its memory to KSM */
 	bool early; /* new and mergeable: what it shares with known contents counts in pass_early_pages() */
+	/* Its agent, to hash where memory is (scan.h); the pass's alone until pass_wait(). NULL: none. */
+	struct agent_peer *peer;
+	bool peer_broken; /* set by the pass: the connection is of no use any more */
 };
 
 struct pass;
@@ -87,6 +90,8 @@ void pass_progress(const struct pass *p, uint64_t *ret_done, uint64_t *ret_total
 uint64_t pass_early_pages(const struct pass *p);
 /* Waits for the end if need be; the result is p's. */
 const struct pass_result *pass_wait(struct pass *p);
+/* As they were given. */
+const struct pass_input *pass_inputs(const struct pass *p, size_t *ret_count);
 /* Ends it soon, with -ECANCELED as its error. */
 void pass_cancel(struct pass *p);
 /* Cancels if still running, waits, frees. NULL ok; gives NULL. */

@@ -5,10 +5,10 @@
 #include <string.h>
 #include <urcu.h>
 
+#include "agent/page_hash.h"
 #include "core/cleanup.h"
 #include "core/snapshot.h"
 #include "ksmd/frame_index.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/plan_internal.h"
 
 /* Positions are 32 bits, and the highest values say "none". */

@@ -9,8 +9,8 @@
 #include <urcu.h>
 #include <xxhash.h>
 
+#include "agent/page_hash.h"
 #include "ksmd/frame_index.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/plan_internal.h"
 
 struct block {

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <urcu.h>
 
+#include "agent/page_hash.h"
 #include "core/snapshot.h"
 #include "ksmd/frame_index.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/plan_internal.h"
 
 /* A run costs two VMAs of 192 bytes and its share of an anon_vma and of the VMA tree: 615 bytes measured, 172

@@ -4,8 +4,8 @@
 #include <string.h>
 #include <urcu.h>
 
+#include "agent/page_hash.h"
 #include "ksmd/frame_index.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/plan_internal.h"
 
 #define SLOT_EMPTY UINT32_MAX

@@ -7,7 +7,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "ksmd/frame_index.h"
-#include "ksmd/page_hash.h"
+#include "agent/page_hash.h"
 #include "ksmd/pass_internal.h"
 #include "ksmd/remap_internal.h"
 #include "ksmd/store.h"

@@ -13,10 +13,11 @@
 #include <unistd.h>
 #include <urcu.h>
 
+#include "agent/page_hash.h"
 #include "core/clock.h"
 #include "core/snapshot.h"
 #include "ept/pagestate.h"
-#include "ksmd/page_hash.h"
+#include "ksmd/agent_peer.h"
 #include "ksmd/stable_index.h"
 
 /* One process_vm_readv: 256 KiB stays in the core's L2 between copy and hash (measured best: 64-256 pages). */
@@ -25,6 +26,11 @@
 
 /* A worker over its quota sleeps at most this long before it looks again whether it is cancelled. */
 #define NAP_MAX_NS (50 * NSEC_PER_MSEC)
+
+/* An agent hashes a chunk within milliseconds, and may have to wait for swapped pages. */
+#define ANSWER_TIMEOUT_MS 5000
+#define CHUNK_ASK_MAX_NS NSEC_PER_SEC /* for a chunk, which takes an agent some 5 ms */
+_Static_assert(SCAN_CHUNK_PAGES <= AGENT_PEER_OUTSTANDING * AGENT_HASH_PAGES_MAX, "a chunk is asked for at once");
 
 struct scan {
 	struct scan_target *targets;
@@ -36,6 +42,7 @@ struct scan {
 	struct stable_index *index;
 	struct scan_progress *progress;
 	uint64_t started_ns;
+	_Atomic size_t next_group;
 	_Atomic uint64_t next_chunk, read_bytes, cpu_ns;
 };
 
@@ -52,8 +59,10 @@ struct worker {
 	int node; /* where it runs; -1: anywhere */
 	uint64_t first;		    /* page of the target that the chunk begins with */
 	uint64_t old[SCAN_CHUNK_PAGES]; /* hashes of the scan before */
+	uint64_t agents_cpu_ns; /* spent by agents for it */
 	/* Counts of one chunk: */
 	uint64_t present, zero, zero_mapped, swapped, huge, index_hits;
+	struct agent_answer answer; /* scratch */
 };
 
 /* ---- hash arrays ---- */
@@ -76,7 +85,7 @@ uint64_t *scan_hashes_free(uint64_t *hashes, uint64_t pages)
 	return NULL;
 }
 
-/* ---- one chunk ---- */
+/* ---- one chunk, from outside ---- */
 
 /* Keeps the chunk's hashes of the scan before, to compare with. */
 static void old_keep(struct worker *w, const struct scan_target *t, uint64_t first, uint64_t pages)
@@ -99,24 +108,26 @@ static void changed_note(const struct worker *w, const struct scan_target *t, ui
 		t->changed[page / 64] |= UINT64_C(1) << page % 64;
 }
 
-static void hash_pages(struct worker *w, struct scan_target *t, const uint64_t *pages, size_t count)
+static void hash_take(struct worker *w, struct scan_target *t, uint64_t page, uint64_t hash)
 {
 	struct stable_index *index = w->scan->index;
 
-	for (size_t i = 0; i < count; i++) {
-		uint64_t hash = page_hash(w->buffer + i * PAGE_BYTES, t->seed);
-
-		changed_note(w, t, pages[i], hash);
-		t->hashes[pages[i]] = hash;
-		w->present++;
-		if (hash == PAGE_HASH_ZERO) {
-			w->zero++;
-		} else if (index && stable_index_samples(hash)) {
-			rcu_read_lock();
-			w->index_hits += stable_index_has_rcu(index, hash);
-			rcu_read_unlock();
-		}
+	changed_note(w, t, page, hash);
+	t->hashes[page] = hash;
+	w->present++;
+	if (hash == PAGE_HASH_ZERO) {
+		w->zero++;
+	} else if (index && stable_index_samples(hash)) {
+		rcu_read_lock();
+		w->index_hits += stable_index_has_rcu(index, hash);
+		rcu_read_unlock();
 	}
+}
+
+static void hash_pages(struct worker *w, struct scan_target *t, const uint64_t *pages, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		hash_take(w, t, pages[i], page_hash(w->buffer + i * PAGE_BYTES, t->seed));
 	w->scan->read_bytes += count * PAGE_BYTES;
 }
 
@@ -238,15 +249,12 @@ static bool process_alive(const struct scan_target *t)
 	return syscall(SYS_pidfd_send_signal, t->pidfd, 0, NULL, 0) == 0 || errno == EPERM;
 }
 
-static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
+static void chunk_read(struct worker *w, struct scan_target *t, uint64_t first, uint64_t pages)
 {
-	uint64_t pages = t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
 	uint64_t at = t->hva + first * PAGE_BYTES, end = at + pages * PAGE_BYTES;
 	struct page_range ranges[RANGES_MAX];
 	bool placed = false;
 
-	old_keep(w, t, first, pages);
-	madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
 	while (at < end && !t->gone) {
 		ssize_t n = pagestate_ranges(t->pagemap_fd, at, end, ranges, RANGES_MAX, &at);
 
@@ -264,6 +272,83 @@ static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
 	}
 	batch_flush(w, t, &w->alone);
 	batch_flush(w, t, &w->shared);
+}
+
+/* ---- one chunk, by the agent ---- */
+
+static void answer_take(struct worker *w, struct scan_target *t, uint64_t first, const struct agent_answer *a)
+{
+	for (size_t i = 0; i < a->count; i++)
+		if (a->hashes[i] != PAGE_HASH_NONE)
+			hash_take(w, t, first + i, a->hashes[i]);
+	w->zero_mapped += a->zero_mapped;
+	w->swapped += a->swapped;
+	w->huge += a->huge;
+	w->agents_cpu_ns += a->cpu_us * UINT64_C(1000);
+	w->scan->read_bytes += a->count * PAGE_BYTES; /* at most */
+}
+
+/* Takes all answers that are due, after an error too: the next command of whoever has the peer then finds none of them. */
+static int answers_take(struct worker *w, struct scan_target *t, uint64_t first)
+{
+	int r = 0, error = 0;
+
+	while (agent_peer_outstanding(t->peer) > 0) {
+		r = agent_peer_take(t->peer, ANSWER_TIMEOUT_MS, &w->answer);
+		if (r < 0) {
+			t->peer_broken = true;
+			return r;
+		}
+		if (r == 0 || w->answer.type != AGENT_HASHED)
+			continue;
+		if (w->answer.error < 0)
+			error = w->answer.error;
+		else if (error == 0)
+			answer_take(w, t, first, &w->answer);
+		first += AGENT_HASH_PAGES_MAX;
+	}
+	return error;
+}
+
+static int chunk_ask(struct worker *w, struct scan_target *t, uint64_t first, uint64_t pages)
+{
+	uint64_t at = 0, start = clock_mono_ns(), cpu_ns = w->agents_cpu_ns, most;
+	int r = 0, taken;
+
+	for (uint64_t n; at < pages && r == 0; at += n) {
+		n = pages - at < AGENT_HASH_PAGES_MAX ? pages - at : AGENT_HASH_PAGES_MAX;
+		r = agent_peer_hash(t->peer, t->hva + (first + at) * PAGE_BYTES, (uint32_t)n, t->seed);
+	}
+	taken = answers_take(w, t, first);
+	/* One thread's work: more than that is not true, and would put off the pass for as long. */
+	most = cpu_ns + clock_mono_ns() - start;
+	w->agents_cpu_ns = w->agents_cpu_ns < most ? w->agents_cpu_ns : most;
+	/* One that is slow, on purpose or not, would hold up the pass for all: from here on its memory is read from outside. */
+	if (clock_mono_ns() - start > CHUNK_ASK_MAX_NS)
+		return -ETIMEDOUT;
+	return r < 0 ? r : taken;
+}
+
+static void counts_reset(struct worker *w)
+{
+	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = 0;
+}
+
+/* ---- one chunk ---- */
+
+static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
+{
+	uint64_t pages = t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
+
+	old_keep(w, t, first, pages);
+	madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
+	if (t->peer && !t->peer_failed && chunk_ask(w, t, first, pages) < 0) {
+		t->peer_failed = true;
+		counts_reset(w);
+		madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
+	}
+	if (!t->peer || t->peer_failed)
+		chunk_read(w, t, first, pages);
 	/* Still the same process after the last read, so it was during all of them: a pid is not used again
 	 * while its process is there. */
 	if (!process_alive(t))
@@ -284,16 +369,22 @@ static void counts_publish(struct worker *w, struct scan_target *t)
 	t->index_hits += w->index_hits;
 	if (t->early)
 		w->scan->progress->early_hits += w->index_hits;
-	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = 0;
+	counts_reset(w);
+}
+
+/* Of this thread, and of the agents that it had at work. */
+static uint64_t worker_cpu_ns(const struct worker *w)
+{
+	return clock_thread_cpu_ns() + w->agents_cpu_ns;
 }
 
 static void chunk_timed(struct worker *w, struct scan_target *t, uint64_t first)
 {
-	uint64_t cpu_ns = clock_thread_cpu_ns(), never = 0;
+	uint64_t cpu_ns = worker_cpu_ns(w), never = 0;
 
 	atomic_compare_exchange_strong(&t->started_ns, &never, clock_mono_ns());
 	chunk_scan(w, t, first);
-	t->cpu_ns += clock_thread_cpu_ns() - cpu_ns;
+	t->cpu_ns += worker_cpu_ns(w) - cpu_ns;
 	t->ended_ns = clock_mono_ns();
 }
 
@@ -306,7 +397,7 @@ static uint64_t over_quota_ns(const struct worker *w)
 	uint64_t elapsed = clock_mono_ns() - s->started_ns, due = 0, needed;
 
 	if (s->limits->cpu_percent) {
-		needed = clock_thread_cpu_ns() * 100 / s->limits->cpu_percent * s->workers;
+		needed = worker_cpu_ns(w) * 100 / s->limits->cpu_percent * s->workers;
 		due = needed > elapsed ? needed - elapsed : 0;
 	}
 	if (s->limits->bytes_per_s) {
@@ -347,26 +438,59 @@ static size_t target_of_chunk(const struct scan *s, uint64_t chunk)
 	return low;
 }
 
+static void chunk_do(struct worker *w, struct scan_target *t, uint64_t first)
+{
+	struct scan *s = w->scan;
+
+	if (!t->gone)
+		chunk_timed(w, t, first);
+	counts_publish(w, t);
+	s->progress->done_pages += t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
+	quota_wait(w);
+}
+
+/* All targets of one agent, from its first on: a peer is for one thread at a time, and the agent has but one. */
+static void group_scan(struct worker *w, size_t i)
+{
+	struct scan *s = w->scan;
+	bool failed = false, broken = false;
+
+	for (const struct agent_peer *peer = s->targets[i].peer; i < s->target_count && s->targets[i].peer == peer; i++) {
+		struct scan_target *t = &s->targets[i];
+
+		t->peer_failed = failed;
+		t->peer_broken = broken;
+		for (uint64_t first = 0; first < t->pages && !s->progress->cancel; first += SCAN_CHUNK_PAGES)
+			chunk_do(w, t, first);
+		failed = t->peer_failed;
+		broken = t->peer_broken;
+	}
+}
+
+static bool group_begins(const struct scan *s, size_t i)
+{
+	return s->targets[i].peer && (i == 0 || s->targets[i - 1].peer != s->targets[i].peer);
+}
+
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	struct scan *s = w->scan;
 	uint64_t chunk;
+	size_t group;
 
 	pthread_setname_np(pthread_self(), "scan");
 	rcu_register_thread();
+	while (!s->progress->cancel && (group = s->next_group++) < s->target_count)
+		if (group_begins(s, group))
+			group_scan(w, group);
 	while (!s->progress->cancel && (chunk = s->next_chunk++) < s->first_chunk[s->target_count]) {
 		size_t i = target_of_chunk(s, chunk);
-		struct scan_target *t = &s->targets[i];
-		uint64_t first = (chunk - s->first_chunk[i]) * SCAN_CHUNK_PAGES;
 
-		if (!t->gone)
-			chunk_timed(w, t, first);
-		counts_publish(w, t);
-		s->progress->done_pages += t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
-		quota_wait(w);
+		if (!s->targets[i].peer)
+			chunk_do(w, &s->targets[i], (chunk - s->first_chunk[i]) * SCAN_CHUNK_PAGES);
 	}
-	s->cpu_ns += clock_thread_cpu_ns();
+	s->cpu_ns += worker_cpu_ns(w);
 	rcu_unregister_thread();
 	return NULL;
 }
@@ -380,6 +504,19 @@ static unsigned workers_choose(const struct scan_limits *limits)
 	if (cpus < 1)
 		return 1;
 	return cpus < SCAN_WORKERS_DEFAULT_MAX ? (unsigned)cpus : SCAN_WORKERS_DEFAULT_MAX;
+}
+
+bool scan_peer_covers(const struct agent_peer *peer, const struct scan_target *t)
+{
+	const struct agent_slot_view *slots;
+	size_t count = agent_peer_slots(peer, &slots);
+	uint64_t bytes = t->pages * PAGE_BYTES;
+
+	for (size_t i = 0; i < count; i++)
+		if (slots[i].can_remap && t->hva >= slots[i].hva && bytes <= slots[i].bytes &&
+		    t->hva - slots[i].hva <= slots[i].bytes - bytes)
+			return true;
+	return bytes == 0;
 }
 
 static int scan_prepare(struct scan *s)
@@ -398,7 +535,7 @@ static int scan_prepare(struct scan *s)
 		t->present_pages = t->zero_pages = t->zero_mapped_pages = 0;
 		t->swapped_pages = t->huge_pages = t->index_hits = 0;
 		t->cpu_ns = t->started_ns = t->ended_ns = 0;
-		t->gone = false;
+		t->gone = t->peer_failed = t->peer_broken = false;
 	}
 	s->first_chunk[s->target_count] = chunks;
 	return 0;

@@ -1,4 +1,4 @@
-/* ksmd/scan.h - hashes guest memory from outside, with worker threads.
+/* ksmd/scan.h - hashes guest memory from outside, with worker threads, or has the VM's agent hash it.
  *
  * Reads only pages that are present and not the zero page (ept/pagestate.h), so a scan faults nothing in.
  * The race that is left: a page dropped or swapped out between the look and the read is faulted in again
@@ -9,7 +9,10 @@
  * it gives the process a copy of its own, so that reading would undo the merging (measured: 28,892 merged pages,
  * none of them left after one pass; KSM's counters do not notice). Such pages are read through /proc/PID/mem,
  * which takes a plain reference. What is merged between the look and the read, a fraction of a millisecond, is
- * unmerged by it and merged again by the kernel's next scan. */
+ * unmerged by it and merged again by the kernel's next scan.
+ *
+ * An agent reads the memory where it is, at half the cost. What it says is its word: a wrong hash costs exchanges that
+ * find bytes unequal, and no more. If it fails, what is left is read from outside. */
 #ifndef KSMD_SCAN_H
 #define KSMD_SCAN_H
 
@@ -21,6 +24,7 @@
 
 #include "core/fsio.h"
 
+struct agent_peer;
 struct stable_index;
 
 /* Work is handed out in chunks of address space: 32 MiB, about 4 ms of work, is the grain of quotas, progress and
@@ -41,6 +45,10 @@ struct scan_target {
 	bool anonymous;	  /* private memory: a file's page in it is a frame that it was merged with, and left out */
 	uint64_t *hashes; /* from scan_hashes_new(pages), may hold an earlier scan; borrowed */
 
+	/* Of the agent to ask, borrowed; NULL: from outside. Targets of one agent follow each other, and each lies in one
+	 * slot that can be remapped. */
+	struct agent_peer *peer;
+
 	uint8_t *used;	  /* one per SCAN_CHUNK_PAGES pages: whether any hash in it is set; borrowed; may be NULL */
 	uint64_t *changed; /* a bit per page, 64 * SCAN_CHUNK_WORDS for each chunk: it had another hash in the scan before;
 			      borrowed; may be NULL */
@@ -53,7 +61,12 @@ struct scan_target {
 	_Atomic uint64_t cpu_ns;	/* spent on it by all workers */
 	_Atomic uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC of its first and last chunk */
 	_Atomic bool gone;		/* the process ended */
+	bool peer_failed;		/* the agent did not hash all of it */
+	bool peer_broken;		/* and its connection is of no use any more */
 };
+
+/* Whether the agent can be asked about all of the target. */
+bool scan_peer_covers(const struct agent_peer *peer, const struct scan_target *t);
 
 /* Room for the hashes of this many pages, all PAGE_HASH_NONE; costs memory only where pages are found.
  * NULL when there is none. */

@@ -8,8 +8,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "agent/page_hash.h"
 #include "core/snapshot.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/store_internal.h"
 
 /* Pieces at a time: process_vm_readv takes at most 1024 (UIO_MAXIOV); 256 keep the arrays small. */

@@ -11,10 +11,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "agent/page_hash.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "ept/pagestate.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/pass_internal.h"
 
 #define BLOCK_PAGES 512

@@ -118,7 +118,7 @@ int bench_agents_scan(struct bench_agents *a, uint64_t *ret_metadata_bytes)
 	int r;
 
 	for (size_t i = 0; i < a->count; i++)
-		inputs[i] = (struct pass_input){ .table = a->tables[i], .rescan = true };
+		inputs[i] = (struct pass_input){ .table = a->tables[i], .rescan = true, .peer = a->peers[i] };
 	r = pass_start(inputs, a->count, &options, &pass);
 	if (r < 0)
 		return r;

@@ -41,6 +41,13 @@ static void hints_hold(const struct agent_hints *h, size_t len)
 		assert(h->hints[i].pages > 0 && h->hints[i].hva + h->hints[i].pages * UINT64_C(4096) > h->hints[i].hva);
 }
 
+static void hashed_holds(const struct agent_hashed *h, size_t len)
+{
+	assert(h->header.count <= AGENT_HASH_PAGES_MAX && h->error <= 0 && (h->error == 0 || h->header.count == 0));
+	assert(len == sizeof(*h) + h->header.count * sizeof(h->hashes[0]));
+	assert(h->huge <= AGENT_HASH_PAGES_MAX && h->swapped <= AGENT_HASH_PAGES_MAX);
+}
+
 static void why_holds(const char why[AGENT_WHY_BYTES])
 {
 	assert(why[AGENT_WHY_BYTES - 1] == '\0');
@@ -66,8 +73,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		merged_holds(packet_merged(&p), p.len);
 	else if (p.header.type == AGENT_HINT)
 		hints_hold(packet_hints(&p), p.len);
+	else if (p.header.type == AGENT_HASHED)
+		hashed_holds(packet_hashed(&p), p.len);
 	else
-		assert(p.header.count == 0 && (p.header.sequence == 0 || p.header.type == AGENT_HINTED));
+		assert(p.header.count == 0 && (p.header.sequence == 0 || p.header.type == AGENT_HINTED ||
+					       p.header.type == AGENT_HASH));
+	if (p.header.type == AGENT_HASH)
+		assert(p.hash.pages >= 1 && p.hash.pages <= AGENT_HASH_PAGES_MAX && p.hash.hva % 4096 == 0 &&
+		       p.hash.hva + p.hash.pages * UINT64_C(4096) > p.hash.hva);
 	if (p.header.type == AGENT_HELLO)
 		why_holds(p.hello.why);
 	if (p.header.type == AGENT_SLOT)

@@ -163,7 +163,7 @@ int domain_scan(struct domain *d)
 	unasked_take(d);
 	for (size_t i = 0; i < DOMAIN_VMS_MAX; i++) {
 		if (d->vms[i].peer)
-			inputs[count++] = (struct pass_input){ .table = d->vms[i].table, .rescan = true };
+			inputs[count++] = (struct pass_input){ .table = d->vms[i].table, .rescan = true, .peer = d->vms[i].peer };
 	}
 	r = pass_start(inputs, count, &options, &pass);
 	if (r < 0)

@@ -4,8 +4,8 @@
 
 #include <urcu.h>
 
+#include "agent/page_hash.h"
 #include "ksmd/frame_index.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/plan.h"
 #include "tests/unit/unit.h"
 

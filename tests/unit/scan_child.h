@@ -2,8 +2,8 @@
 #ifndef TESTS_SCAN_CHILD_H
 #define TESTS_SCAN_CHILD_H
 
+#include "agent/page_hash.h"
 #include "ept/pagestate.h"
-#include "ksmd/page_hash.h"
 #include "ksmd/scan.h"
 #include "tests/unit/unit.h"
 

@@ -2,7 +2,7 @@
 #ifndef TESTS_STORE_HELP_H
 #define TESTS_STORE_HELP_H
 
-#include "ksmd/page_hash.h"
+#include "agent/page_hash.h"
 #include "ksmd/store.h"
 #include "tests/unit/unit.h"
 

@@ -1,4 +1,5 @@
 /* The agent of a linked-in VMM, with a daemon played by the test in the same process. */
+#include "agent/page_hash.h"
 #include "tests/unit/agent_rig.h"
 
 #define ROUNDS 1000
@@ -111,6 +112,96 @@ static void test_agent_discard_of_merged_gives_zeroes_and_tells(void)
 	CU_ASSERT_EQUAL(memvirt_agent_discard(rig.agent, rig.ram + 1, PAGE_BYTES), -EINVAL);
 	detach();
 	ram_fill();
+}
+
+/* ---- hashes ---- */
+
+#define SEED 4711
+
+static const struct agent_hashed *hash_ask(uint64_t hva, uint32_t pages)
+{
+	const struct agent_hash h = { .header = { .type = AGENT_HASH, .sequence = 9 },
+				      .hva = hva, .seed = SEED, .pages = pages };
+
+	CU_ASSERT_EQUAL_FATAL(packet_send(rig.sock, &h, sizeof(h), NULL, 0), 0);
+	CU_ASSERT_EQUAL_FATAL(packet_receive(rig.sock, &rig.in, 0), 0);
+	CU_ASSERT_EQUAL_FATAL(rig.in.header.type, AGENT_HASHED);
+	CU_ASSERT_EQUAL(rig.in.header.sequence, 9);
+	return packet_hashed(&rig.in);
+}
+
+static unsigned wrong_hashes(const struct agent_hashed *h, unsigned first)
+{
+	unsigned wrong = 0;
+
+	for (unsigned i = 0; i < h->header.count; i++) {
+		unsigned p = first + i;
+		bool none = p < 10 || (p >= 20 && p < 30); /* merged; discarded */
+
+		wrong += h->hashes[i] != (none ? PAGE_HASH_NONE : page_hash(rig.ram + p * PAGE_BYTES, SEED));
+	}
+	return wrong;
+}
+
+static void test_agent_hash_tells_what_is_there(void)
+{
+	struct packet *p = merge_new(0);
+	const struct agent_hashed *h;
+
+	ram_fill();
+	attach_all();
+	merge_run(p, 0, 10, 0);
+	CU_ASSERT_EQUAL(merge_ask(p), 0);
+	CU_ASSERT_TRUE(mapped_from_store(0) && mapped_from_store(9));
+	CU_ASSERT_EQUAL(madvise(rig.ram + 20 * PAGE_BYTES, 10 * PAGE_BYTES, MADV_DONTNEED), 0);
+	CU_ASSERT_EQUAL(*(volatile uint8_t *)(rig.ram + 25 * PAGE_BYTES), 0); /* the zero page */
+	h = hash_ask((uint64_t)(uintptr_t)rig.ram, RAM_PAGES);
+	CU_ASSERT_EQUAL(h->error, 0);
+	CU_ASSERT_EQUAL_FATAL(h->header.count, RAM_PAGES);
+	CU_ASSERT_EQUAL(h->hashes[205], PAGE_HASH_ZERO);
+	CU_ASSERT_EQUAL(h->zero_mapped, 1);
+	CU_ASSERT_EQUAL(h->huge, 0);
+	CU_ASSERT_EQUAL(wrong_hashes(h, 0), 0);
+	h = hash_ask((uint64_t)(uintptr_t)rig.ram + 7 * PAGE_BYTES, 1000);
+	CU_ASSERT_EQUAL_FATAL(h->header.count, 1000);
+	CU_ASSERT_EQUAL(wrong_hashes(h, 7), 0);
+	h = hash_ask((uint64_t)(uintptr_t)rig.ram + 20 * PAGE_BYTES, 5);
+	CU_ASSERT_EQUAL(h->error, 0);
+	CU_ASSERT_EQUAL(h->header.count, 0); /* none is there */
+	detach();
+	ram_fill();
+}
+
+/* Nothing is read but slots that may be merged: all else could be gone in the middle of it. */
+static void test_agent_hash_outside_of_slots_refused(void)
+{
+	const uint64_t ram = (uint64_t)(uintptr_t)rig.ram;
+
+	ram_fill();
+	attach_all();
+	CU_ASSERT_EQUAL(hash_ask(ram - PAGE_BYTES, 2)->error, -EINVAL);
+	CU_ASSERT_EQUAL(hash_ask(ram + RAM_BYTES - PAGE_BYTES, 2)->error, -EINVAL);
+	CU_ASSERT_EQUAL(hash_ask(ram + RAM_BYTES - 300 * PAGE_BYTES, 301)->error, -EINVAL); /* the second look */
+	CU_ASSERT_EQUAL(rig.in.header.count, 0);
+	CU_ASSERT_EQUAL(hash_ask(4096, 1)->error, -EINVAL);
+	CU_ASSERT_EQUAL(hash_ask(ram, 1)->error, 0);
+	CU_ASSERT_EQUAL(memvirt_agent_remove_slot(rig.agent, rig.ram), 0);
+	CU_ASSERT_EQUAL(packet_receive(rig.sock, &rig.in, 0), 0);
+	CU_ASSERT_EQUAL(hash_ask(ram, 1)->error, -EINVAL);
+	detach();
+}
+
+static void test_page_hash_both_ways_the_same(void)
+{
+	char page[PAGE_BYTES];
+
+	CU_ASSERT_EQUAL(page_hash(memset(page, 0, sizeof(page)), 1), PAGE_HASH_ZERO);
+	page[PAGE_BYTES - 1] = 1;
+	CU_ASSERT_TRUE(page_hash(page, 1) > PAGE_HASH_ZERO);
+	for (uint64_t i = 1; i < 1000 && __builtin_cpu_supports("avx2"); i++) {
+		unit_page_fill(page, i);
+		CU_ASSERT_EQUAL(page_xxh3_sse2(page, i * SEED), page_xxh3_avx2(page, i * SEED));
+	}
 }
 
 /* ---- the VMM runs on ---- */
@@ -475,6 +566,7 @@ static void test_packet_receive_more_descriptors_than_said_closed(void)
 }
 
 #define REMAP (UINT64_C(1) << 32) /* the second word's upper half: flags */
+#define V AGENT_PROTOCOL_VERSION
 #define WHY UINT64_C(0x646c6f206f6f74) /* "too old" */
 
 static void test_packet_check_each_type_bad_fields_refused(void)
@@ -486,19 +578,19 @@ static void test_packet_check_each_type_bad_fields_refused(void)
 		uint64_t words[5];
 		int want;
 	} cases[] = {
-		{ "hello", 2, 112, { AGENT_HELLO, REMAP | 1 }, 0 },
-		{ "hello of version 2", 2, 112, { AGENT_HELLO, REMAP | 2 }, -EPROTONOSUPPORT },
-		{ "hello of version 2, shorter", 0, 16, { AGENT_HELLO, 2 }, -EPROTONOSUPPORT },
-		{ "hello without journal", 1, 112, { AGENT_HELLO, REMAP | 1 }, -EPROTO },
-		{ "hello, only hints", 0, 112, { AGENT_HELLO, 1, WHY }, 0 },
-		{ "hello, only hints, with descriptors", 2, 112, { AGENT_HELLO, 1, WHY }, -EPROTO },
-		{ "hello, only hints, without a reason", 0, 112, { AGENT_HELLO, 1 }, -EPROTO },
-		{ "hello with a reason for nothing", 2, 112, { AGENT_HELLO, REMAP | 1, WHY }, -EPROTO },
-		{ "hello, unknown flag", 2, 112, { AGENT_HELLO, UINT64_C(3) << 32 | 1 }, -EPROTO },
-		{ "hello, reason that rings", 0, 112, { AGENT_HELLO, 1, 7 }, -EPROTO },
-		{ "hello, reason with a hole", 0, 112, { AGENT_HELLO, 1, 'a', 'b' }, -EPROTO },
-		{ "hello with sequence", 2, 112, { UINT64_C(1) << 32 | AGENT_HELLO, REMAP | 1 }, -EPROTO },
-		{ "hello with count", 2, 112, { 1 << 16 | AGENT_HELLO, REMAP | 1 }, -EPROTO },
+		{ "hello", 2, 112, { AGENT_HELLO, REMAP | V }, 0 },
+		{ "hello of version 1", 2, 112, { AGENT_HELLO, REMAP | 1 }, -EPROTONOSUPPORT },
+		{ "hello of version 9, shorter", 0, 16, { AGENT_HELLO, 9 }, -EPROTONOSUPPORT },
+		{ "hello without journal", 1, 112, { AGENT_HELLO, REMAP | V }, -EPROTO },
+		{ "hello, only hints", 0, 112, { AGENT_HELLO, V, WHY }, 0 },
+		{ "hello, only hints, with descriptors", 2, 112, { AGENT_HELLO, V, WHY }, -EPROTO },
+		{ "hello, only hints, without a reason", 0, 112, { AGENT_HELLO, V }, -EPROTO },
+		{ "hello with a reason for nothing", 2, 112, { AGENT_HELLO, REMAP | V, WHY }, -EPROTO },
+		{ "hello, unknown flag", 2, 112, { AGENT_HELLO, UINT64_C(3) << 32 | V }, -EPROTO },
+		{ "hello, reason that rings", 0, 112, { AGENT_HELLO, V, 7 }, -EPROTO },
+		{ "hello, reason with a hole", 0, 112, { AGENT_HELLO, V, 'a', 'b' }, -EPROTO },
+		{ "hello with sequence", 2, 112, { UINT64_C(1) << 32 | AGENT_HELLO, REMAP | V }, -EPROTO },
+		{ "hello with count", 2, 112, { 1 << 16 | AGENT_HELLO, REMAP | V }, -EPROTO },
 		{ "slot", 0, 128, { AGENT_SLOT, 4096, 4096, 1 }, 0 },
 		{ "slot, only hints", 0, 128, { AGENT_SLOT, 4096, 4096, 0, WHY }, 0 },
 		{ "slot, reserved", 0, 128, { AGENT_SLOT, 4096, 4096, REMAP | 1 }, -EPROTO },
@@ -520,6 +612,20 @@ static void test_packet_check_each_type_bad_fields_refused(void)
 		{ "no hints", 0, 8, { AGENT_HINT }, -EPROTO },
 		{ "hinted", 0, 16, { AGENT_HINTED, UINT64_C(16) << 32 }, 0 },
 		{ "hinted, error positive", 0, 16, { AGENT_HINTED, 22 }, -EPROTO },
+		{ "hash", 0, 32, { AGENT_HASH, 8192, 1, 1024 }, 0 },
+		{ "hash too much", 0, 32, { AGENT_HASH, 8192, 1, 1025 }, -EPROTO },
+		{ "hash nothing", 0, 32, { AGENT_HASH, 8192, 1, 0 }, -EPROTO },
+		{ "hash, not aligned", 0, 32, { AGENT_HASH, 8193, 1, 16 }, -EPROTO },
+		{ "hash wraps", 0, 32, { AGENT_HASH, UINT64_C(0xfffffffffffff000), 1, 16 }, -EPROTO },
+		{ "hash, reserved", 0, 32, { AGENT_HASH, 8192, 1, REMAP | 16 }, -EPROTO },
+		{ "hashed, nothing there", 0, 32, { AGENT_HASHED }, 0 },
+		{ "hashed", 0, 40, { 1 << 16 | AGENT_HASHED }, 0 },
+		{ "hashed, counts more", 0, 40, { 2 << 16 | AGENT_HASHED }, -EPROTO },
+		{ "hashed, error", 0, 32, { AGENT_HASHED, (uint32_t)-22 }, 0 },
+		{ "hashed, error and hashes", 0, 40, { 1 << 16 | AGENT_HASHED, (uint32_t)-22 }, -EPROTO },
+		{ "hashed, error positive", 0, 32, { AGENT_HASHED, 22 }, -EPROTO },
+		{ "hashed, more huge than asked for", 0, 32, { AGENT_HASHED, 0, 0, 1025 }, -EPROTO },
+		{ "hashed, reserved", 0, 32, { AGENT_HASHED, 0, 0, REMAP }, -EPROTO },
 		{ "unslot with a descriptor", 1, 24, { AGENT_UNSLOT, 4096, 4096 }, -EPROTO },
 		{ "released", 0, 24, { AGENT_RELEASED, 8192, 4096 }, 0 },
 		{ "released too long", 0, 32, { AGENT_RELEASED, 8192, 4096 }, -EPROTO },
@@ -573,6 +679,9 @@ int main(void)
 		{ "hello", test_agent_attach_says_hello_with_descriptors },
 		{ "slots", test_agent_slots_are_offered_and_withdrawn },
 		{ "merge", test_agent_merge_each_kind_of_run_contents_right },
+		{ "hash", test_agent_hash_tells_what_is_there },
+		{ "hash_outside", test_agent_hash_outside_of_slots_refused },
+		{ "hash_same", test_page_hash_both_ways_the_same },
 		{ "discard", test_agent_discard_of_merged_gives_zeroes_and_tells },
 		{ "no_daemon", test_agent_no_daemon_or_another_users_refused },
 		{ "daemon_gone", test_agent_daemon_gone_vmm_runs_on },

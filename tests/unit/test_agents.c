@@ -173,6 +173,7 @@ static void test_agents_nonsense_turned_away(void)
 		{ "hello twice", true, { AGENT_HELLO, UINT64_C(1) << 32 | 1 }, 112 },
 		{ "answer to nothing", true, { AGENT_MERGED, (uint32_t)-22, 0 }, 32 },
 		{ "hinted to nothing", true, { AGENT_HINTED, 0 }, 16 },
+		{ "hashed to nothing", true, { AGENT_HASHED, 0 }, 32 },
 		{ "what only daemons send", true, { AGENT_UFFD, 0 }, 16 },
 		{ "slot over another", true, { AGENT_SLOT, 8192, 8192, 1 }, sizeof(struct agent_slot) },
 		{ "unslot of none", true, { AGENT_UNSLOT, 1 << 20, 4096 }, 24 },

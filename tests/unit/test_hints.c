@@ -1,7 +1,7 @@
 /* ksmd/hints on made-up page tables, against a naive model: which pages are to be merged, which stretches are best. */
 #include "ksmd/hints.h"
 
-#include "ksmd/page_hash.h"
+#include "agent/page_hash.h"
 #include "ksmd/pass_internal.h"
 #include "ksmd/scan.h"
 #include "tests/unit/unit.h"

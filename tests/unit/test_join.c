@@ -7,7 +7,7 @@
 #include <urcu.h>
 #include <xxhash.h>
 
-#include "ksmd/page_hash.h"
+#include "agent/page_hash.h"
 #include "ksmd/scan.h"
 #include "ksmd/stable_index.h"
 #include "tests/unit/unit.h"
