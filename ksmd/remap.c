@@ -387,11 +387,3 @@ bool remap_vm_figures(const struct remap *r, pid_t pid, struct frame_user_figure
 		*ret_figures = *frame_user_figures(user);
 	return user != NULL;
 }
-
-uint64_t remap_frames(const struct remap *r)
-{
-	struct store_counts counts;
-
-	store_count(r->store, &counts);
-	return counts.frames_used;
-}

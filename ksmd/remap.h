@@ -72,7 +72,4 @@ void remap_vm_changed(struct remap *r, pid_t pid);
 bool remap_vm_figures(const struct remap *r, pid_t pid, struct frame_user_figures *ret_figures);
 /* Its agent said hello (again): no command of before will be carried out any more. */
 void remap_vm_hello(struct remap *r, pid_t pid);
-/* How many frames are in use. */
-uint64_t remap_frames(const struct remap *r);
-
 #endif
