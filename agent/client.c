@@ -322,6 +322,8 @@ int memvirt_agent_remove_slot(struct memvirt_agent *a, void *addr)
 	r = client_ram_at(a, at);
 	if (r && r->start != at)
 		r = NULL;
+	if (r && r->exchanged)
+		exchange_slot_track(a->x, addr, false);
 	if (r)
 		client_ram_remove(a, r);
 	client_ram_unlock(a);

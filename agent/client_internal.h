@@ -40,6 +40,8 @@ enum ram_state {
 struct ram {
 	enum ram_state state;
 	bool exchanged; /* it is a slot of the exchange, open or closed */
+	bool tracked;	/* PAGEMAP_SCAN knows what is written to it */
+	bool foreign;	/* the VMM has registered it with a userfaultfd of its own */
 	bool released;	/* something was discarded, and there was no room to say what */
 	uint64_t start, end;
 	uint64_t due_ns;	/* look at it (again) at this time; 0: no need */
@@ -140,6 +142,8 @@ void client_ram_broken(struct memvirt_agent *a, uint64_t addr, uint64_t len, con
 void client_ram_advised(struct memvirt_agent *a, uint64_t addr, uint64_t len, int advice);
 void client_ram_protected(struct memvirt_agent *a, uint64_t addr, uint64_t len, int prot);
 void client_ram_mlocked(struct memvirt_agent *a, uint64_t addr, uint64_t len, bool locked);
+/* Before the VMM registers it with a userfaultfd of its own: memory has one at most. Merging rests until that is over. */
+void client_ram_foreign(struct memvirt_agent *a, uint64_t addr, uint64_t len);
 /* mlockall: what is mapped later is locked, too. Needs no agent; for any time. */
 void client_ram_mlocked_future(struct memvirt_agent *a, bool locked);
 /* The real call, and before it what R6 wants. MADV_DONTNEED, MADV_DONTNEED_LOCKED or MADV_FREE. 0 or -errno. */

@@ -25,6 +25,7 @@
 
 static const char why_locked[] = "memory is locked (mlock)";
 static const char why_protected[] = "memory is not private, readable and writable only";
+static const char why_foreign[] = "memory is registered by a userfaultfd of the VMM (postcopy, snapshot)";
 static const char why_uneven[] = "memory has not the same attributes everywhere";
 
 static atomic_bool locked_future; /* mlockall(MCL_FUTURE), maybe before there was an agent */
@@ -93,6 +94,8 @@ const char *client_ram_why(const struct memvirt_agent *a, const struct ram *r)
 		return why_locked;
 	if (r->protected.end != 0)
 		return why_protected;
+	if (r->foreign)
+		return why_foreign;
 	return a->no_x ? a->no_x : r->refused;
 }
 
@@ -193,9 +196,10 @@ static size_t slot_packet(const struct memvirt_agent *a, struct ram *r, struct p
 	r->told = client_ram_why(a, r);
 	p->slot = (struct agent_slot){ .header.type = AGENT_SLOT,
 				       .hva = r->start,
-				       .bytes = r->end - r->start,
-				       .flags = r->told ? 0 : AGENT_CAN_REMAP };
-	if (r->told)
+				       .bytes = r->end - r->start };
+	if (!r->told)
+		p->slot.flags = AGENT_CAN_REMAP | (r->tracked ? AGENT_TRACKED : 0);
+	else
 		snprintf(p->slot.why, sizeof(p->slot.why), "%s", r->told);
 	return sizeof(p->slot);
 }
@@ -258,6 +262,18 @@ static int ram_exchange(struct memvirt_agent *a, struct ram *r, const char **ret
 	return exchange_slot_add(a->x, (void *)(uintptr_t)r->start, r->end - r->start, false, ret_why);
 }
 
+/* With the exchange's lock held. What somebody else has registered is asked for again until it is free. */
+static void ram_track(struct memvirt_agent *a, struct ram *r)
+{
+	int err = exchange_slot_track(a->x, (void *)(uintptr_t)r->start, true);
+
+	r->tracked = err == 0;
+	if (err == 0)
+		r->foreign = false;
+	else if (r->foreign)
+		r->due_ns = clock_mono_ns() + AGAIN_NS;
+}
+
 int client_ram_judge(struct memvirt_agent *a, struct ram *r, const char **ret_why)
 {
 	int err = r->exchanged ? 0 : ram_exchange(a, r, ret_why);
@@ -273,6 +289,8 @@ int client_ram_judge(struct memvirt_agent *a, struct ram *r, const char **ret_wh
 	if (r->state == RAM_CANDIDATE)
 		r->state = RAM_NEW;
 	locked = a->x && exchange_lock(a->x) == 0;
+	if (locked && r->exchanged && !r->tracked)
+		ram_track(a, r);
 	ram_changed(a, r);
 	if (locked)
 		exchange_unlock(a->x);
@@ -389,6 +407,21 @@ void client_ram_mlocked(struct memvirt_agent *a, uint64_t addr, uint64_t len, bo
 			ram_changed(a, r);
 		else
 			ram_eased(a, r);
+	}
+}
+
+/* The registration of ours would make theirs fail. If theirs fails for another reason, the next look takes it back. */
+void client_ram_foreign(struct memvirt_agent *a, uint64_t addr, uint64_t len)
+{
+	RAM_FOR_TOUCHED(a, addr, len, r, s) {
+		if (!r->exchanged)
+			continue;
+		exchange_slot_track(a->x, (void *)(uintptr_t)r->start, false);
+		r->tracked = false;
+		r->foreign = true;
+		r->due_ns = clock_mono_ns() + AGAIN_NS;
+		ram_changed(a, r);
+		client_wake(a);
 	}
 }
 

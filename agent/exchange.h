@@ -122,6 +122,9 @@ int exchange_slot_remove(struct exchange *x, void *addr);
  * what is merged stays so, and is known for discards. _advise: the caller has just given [addr, addr+len) this MADV_
  * advice, which new mappings must get as well; -EOPNOTSUPP: its slot does not have the same advice everywhere now. */
 int exchange_slot_drop(struct exchange *x, const void *addr);
+/* With the lock held: registers the slot at addr for asynchronous write protection, so that PAGEMAP_SCAN can tell what
+ * was written since it last armed a page, or ends that. -EBUSY: it is registered by somebody else's userfaultfd. */
+int exchange_slot_track(struct exchange *x, const void *addr, bool on);
 int exchange_slot_close(struct exchange *x, const void *addr, bool closed);
 int exchange_slot_advise(struct exchange *x, const void *addr, size_t len, int advice);
 

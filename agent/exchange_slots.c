@@ -257,6 +257,22 @@ int exchange_slot_remove(struct exchange *x, void *addr)
 	return err;
 }
 
+int exchange_slot_track(struct exchange *x, const void *addr, bool on)
+{
+	struct slot *s = slot_find(x, (uint64_t)(uintptr_t)addr);
+	int err;
+
+	if (!s || x->stopped < 0)
+		return s ? x->stopped : -ENOENT;
+	if (on)
+		err = uffd_register(x->uffd, s->start, s->end - s->start, UFFDIO_REGISTER_MODE_WP);
+	else
+		err = s->wp ? uffd_unregister(x->uffd, s->start, s->end - s->start) : 0;
+	if (err == 0)
+		s->wp = on;
+	return err;
+}
+
 int exchange_slot_close(struct exchange *x, const void *addr, bool closed)
 {
 	struct slot *s = slot_find(x, (uint64_t)(uintptr_t)addr);

@@ -22,7 +22,7 @@
  *   the kernel's own scanner when the daemon asks for it. attach() and add_slot() then return 0 with a reason.
  * - Merged memory is a private mapping of a file. MADV_DONTNEED on it would bring the file's bytes back, not zeroes,
  *   and MADV_FREE fails: a VMM with a balloon or free page reporting calls memvirt_agent_discard() instead. Before
- *   munmap, mmap, mremap, mprotect or mlock on RAM its slot must be removed.
+ *   munmap, mmap, mremap, mprotect, mlock or a userfaultfd registration on RAM its slot must be removed.
  * - Memory stays merged when its slot is removed, after detach and when the daemon is gone: then, too, every byte is
  *   right. To discard it after that, map fresh memory over it.
  * - fork() is safe once attached. In the child merging is over; the child may discard and detach.

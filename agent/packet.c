@@ -63,19 +63,27 @@ static unsigned fds_expected(const struct packet *p)
 }
 
 /* A reason is there exactly when the exchange is not, and can be printed as it is. */
-static bool why_fits(uint32_t flags, const char why[AGENT_WHY_BYTES])
+static bool why_fits(bool can, const char why[AGENT_WHY_BYTES])
 {
 	size_t len = strnlen(why, AGENT_WHY_BYTES);
 
 	for (size_t i = 0; i < AGENT_WHY_BYTES; i++)
 		if (i < len ? why[i] < ' ' || why[i] > '~' : why[i] != '\0')
 			return false;
-	return flags == (len > 0 ? 0 : AGENT_CAN_REMAP) && len < AGENT_WHY_BYTES;
+	return can == (len == 0) && len < AGENT_WHY_BYTES;
 }
 
 static bool range_fits(uint64_t hva, uint64_t bytes)
 {
 	return bytes > 0 && (hva | bytes) % PAGE == 0 && hva + bytes > hva;
+}
+
+static bool slot_fits(const struct agent_slot *s)
+{
+	uint32_t known = s->flags & AGENT_CAN_REMAP ? AGENT_CAN_REMAP | AGENT_TRACKED : 0;
+
+	return range_fits(s->hva, s->bytes) && s->reserved == 0 && (s->flags & ~known) == 0 &&
+	       why_fits(s->flags & AGENT_CAN_REMAP, s->why);
 }
 
 static bool errno_fits(int32_t err)
@@ -144,10 +152,10 @@ static bool fields_fit(struct packet *p)
 {
 	switch ((enum agent_message)p->header.type) {
 	case AGENT_HELLO:
-		return why_fits(p->hello.flags, p->hello.why);
+		return (p->hello.flags & ~AGENT_CAN_REMAP) == 0 &&
+		       why_fits(p->hello.flags & AGENT_CAN_REMAP, p->hello.why);
 	case AGENT_SLOT:
-		return range_fits(p->slot.hva, p->slot.bytes) && p->slot.reserved == 0 &&
-		       why_fits(p->slot.flags, p->slot.why);
+		return slot_fits(&p->slot);
 	case AGENT_UNSLOT:
 	case AGENT_RELEASED:
 		return range_fits(p->range.hva, p->range.bytes);

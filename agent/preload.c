@@ -10,20 +10,21 @@
  * nothing else. Otherwise (R6) it holds the guard and the exchange's lock round the real call: then no window is open
  * anywhere, none of the pages is in staging, and what the call changes is noted before the next window.
  *
- * Not seen: calls by syscall(2), io_uring's madvise, and userfaultfd registrations of the VMM (postcopy), on which the
- * exchange gets EBUSY. */
+ * Not seen: calls by syscall(2), and io_uring's madvise. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "agent/client_internal.h"
 #include "core/clock.h"
+#include "core/kernel_abi.h"
 
 #undef mmap
 #undef munmap
 #undef mremap
 #undef madvise
 #undef mprotect
+#undef ioctl
 
 #ifndef MADV_DONTNEED_LOCKED /* Linux 5.18 */
 #define MADV_DONTNEED_LOCKED 24
@@ -354,4 +355,39 @@ int munlockall(void)
 	client_ram_unlock(a);
 	errno = err;
 	return rc;
+}
+
+/* ---- userfaultfd of the VMM ---- */
+
+/* Memory belongs to one userfaultfd at most. The VMM's (incoming postcopy, background snapshot) goes before ours: merging
+ * rests until it is gone. What is merged stays so; a private mapping of a file in memory can be registered as anonymous
+ * memory can, and its pages can be protected. Zero pages that were merged are absent, and missing for it: a VMM that asks
+ * for missing pages (postcopy) has discarded all of them before. */
+static int foreign_register(int fd, unsigned long request, const struct uffdio_register *arg)
+{
+	struct memvirt_agent *a = client_ram_lock();
+	int rc, err;
+
+	if (a)
+		client_ram_foreign(a, arg->range.start, arg->range.len);
+	rc = real_ioctl(fd, request, (uintptr_t)arg);
+	err = errno;
+	client_ram_unlock(a);
+	errno = err;
+	return rc;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	const struct uffdio_register *registers;
+	uintptr_t arg;
+	va_list more;
+
+	va_start(more, request);
+	arg = va_arg(more, uintptr_t); /* read even when it is not there, as the C library does */
+	va_end(more);
+	registers = request == UFFDIO_REGISTER ? (const struct uffdio_register *)arg : NULL;
+	if (registers && client_ram_touched(registers->range.start, registers->range.len))
+		return foreign_register(fd, request, registers);
+	return real_ioctl(fd, request, arg);
 }

@@ -8,6 +8,7 @@
 
 #include <stdarg.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -37,10 +38,16 @@ static inline int real_mprotect(void *addr, size_t len, int prot)
 	return (int)syscall(SYS_mprotect, addr, len, prot);
 }
 
+static inline int real_ioctl(int fd, unsigned long request, uintptr_t arg)
+{
+	return (int)syscall(SYS_ioctl, fd, request, arg);
+}
+
 #define mmap(...) real_mmap(__VA_ARGS__)
 #define munmap(...) real_munmap(__VA_ARGS__)
 #define mremap(...) real_mremap(__VA_ARGS__)
 #define madvise(...) real_madvise(__VA_ARGS__)
 #define mprotect(...) real_mprotect(__VA_ARGS__)
+#define ioctl(fd, request, arg) real_ioctl(fd, request, (uintptr_t)(arg))
 
 #endif

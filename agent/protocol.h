@@ -48,6 +48,7 @@ enum agent_message {
 };
 
 #define AGENT_CAN_REMAP 1u /* else only HINT */
+#define AGENT_TRACKED 4u   /* of a slot that can be remapped: PAGEMAP_SCAN tells what was written to it (WP_ASYNC) */
 
 struct agent_header {
 	uint16_t type; /* enum agent_message */
@@ -71,7 +72,7 @@ struct agent_uffd {
 struct agent_slot {
 	struct agent_header header;
 	uint64_t hva, bytes; /* page-aligned; slots do not overlap */
-	uint32_t flags;	     /* AGENT_CAN_REMAP */
+	uint32_t flags;	     /* AGENT_CAN_REMAP, AGENT_TRACKED */
 	uint32_t reserved;
 	char why[AGENT_WHY_BYTES]; /* why not; empty if it can */
 };

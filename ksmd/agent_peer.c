@@ -62,7 +62,7 @@ static int slot_take(struct agent_peer *p, const struct agent_slot *m)
 		return -EPROTO;
 	if (!s)
 		s = &p->slots[p->slot_count++];
-	*s = (struct agent_slot_view){ m->hva, m->bytes, m->flags & AGENT_CAN_REMAP, "" };
+	*s = (struct agent_slot_view){ m->hva, m->bytes, m->flags & AGENT_CAN_REMAP, m->flags & AGENT_TRACKED, "" };
 	memcpy(s->why, m->why, sizeof(s->why));
 	return 0;
 }

@@ -32,6 +32,7 @@ const char *agent_peer_refusal(const struct agent_peer *p);
 struct agent_slot_view {
 	uint64_t hva, bytes;
 	bool can_remap;
+	bool tracked; /* what is written to it can be told by PAGEMAP_SCAN */
 	char why[AGENT_WHY_BYTES]; /* why not; printable */
 };
 size_t agent_peer_slots(const struct agent_peer *p, const struct agent_slot_view **ret_slots);

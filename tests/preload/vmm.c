@@ -2,6 +2,7 @@
  * Page contents say whether every call did what it does to anonymous memory. */
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -9,12 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/kernel_abi.h"
 #include "tests/preload/vmm.h"
 
 static uint8_t *rams[VMM_SCENARIOS];
@@ -247,6 +250,29 @@ static int do_advise_part(uint8_t *ram)
 	return 0;
 }
 
+/* All of it can be watched, merged or not, and what is protected says so. */
+static int do_watch(uint8_t *ram)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP };
+	struct uffdio_register all = { .range = { (uintptr_t)ram, VMM_RAM_BYTES },
+				       .mode = UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_writeprotect wp = { .range = { (uintptr_t)ram, 2 * WINDOW_BYTES },
+					  .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+
+	CHECK(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0);
+	CHECK(ioctl(fd, UFFDIO_REGISTER, &all) == 0);
+	CHECK(ram_is(ram, 0, 0));
+	CHECK(ioctl(fd, UFFDIO_WRITEPROTECT, &wp) == 0);
+	wp.mode = 0;
+	CHECK(ioctl(fd, UFFDIO_WRITEPROTECT, &wp) == 0);
+	ram[5 * VMM_PAGE] ^= 1;
+	ram[5 * VMM_PAGE] ^= 1;
+	CHECK(ram_is(ram, 0, 0));
+	CHECK(ioctl(fd, UFFDIO_UNREGISTER, &all.range) == 0 && close(fd) == 0);
+	return 0;
+}
+
 /* RAM that children get; and one that executes something, with the library still in LD_PRELOAD. */
 static int do_fork(uint8_t *ram)
 {
@@ -390,6 +416,7 @@ static int (*const scenarios[VMM_SCENARIOS])(uint8_t *ram) = {
 	[VMM_LOCK] = do_lock,		  [VMM_UNLOCK] = do_unlock,
 	[VMM_MOVE] = do_move,		  [VMM_ADVISE] = do_advise,
 	[VMM_ADVISE_PART] = do_advise_part, [VMM_FORK] = do_fork,
+	[VMM_WATCH] = do_watch,
 	[VMM_RACE] = do_race,		  [VMM_LOCK_ALL] = do_lock_all,
 	[VMM_UNLOCK_ALL] = do_unlock_all,
 };

@@ -28,6 +28,7 @@ enum vmm_scenario {
 	VMM_MOVE,
 	VMM_ADVISE,	/* all of it */
 	VMM_ADVISE_PART,
+	VMM_WATCH,	/* by a userfaultfd of its own, as background snapshots do */
 	VMM_FORK,
 	VMM_RACE,	/* with merging, for as long as the test wants */
 	VMM_LOCK_ALL,

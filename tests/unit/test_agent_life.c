@@ -13,7 +13,7 @@ static bool marked(const uint8_t *at)
 	struct ram_attrs attrs;
 	const char *why;
 
-	return eligible_check((uint64_t)(uintptr_t)at, PAGE_BYTES, false, &attrs, &why) == 0 && attrs.mergeable;
+	return eligible_check((uint64_t)(uintptr_t)at, PAGE_BYTES, true, &attrs, &why) == 0 && attrs.mergeable;
 }
 
 /* The daemon's end of the next connection of the same agent. */
@@ -66,7 +66,7 @@ static void test_agent_daemon_comes_back_all_is_told_again(void)
 	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP);
 	CU_ASSERT_TRUE_FATAL(next_is(AGENT_SLOT));
 	CU_ASSERT_EQUAL(rig.in.slot.bytes, RAM_BYTES);
-	CU_ASSERT_EQUAL(rig.in.slot.flags, AGENT_CAN_REMAP);
+	CU_ASSERT_EQUAL(rig.in.slot.flags, AGENT_CAN_REMAP | AGENT_TRACKED);
 	/* What the first daemon had merged is known: not merged again, and zero when discarded. */
 	unit_must(daemon_send_store(rig.store_ro, FRAMES) == 0, "store");
 	CU_ASSERT_EQUAL(merge_first(110), 10);

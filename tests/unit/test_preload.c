@@ -267,6 +267,9 @@ static void test_preload_each_call_on_merged_memory_as_on_anonymous(void)
 	check_mappings();
 	check_protection();
 	check_advice();
+	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_WATCH), 0);
+	CU_ASSERT_TRUE(slot_told(vmm.rams[VMM_WATCH],
+				 "memory is registered by a userfaultfd of the VMM (postcopy, snapshot)"));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_FORK), 0);
 	CU_ASSERT_TRUE(daemon_merges_all(vmm.rams[VMM_FORK], 100, 10, 100));
 	CU_ASSERT_EQUAL(vmm_do(&vmm, VMM_LOCK_ALL), 0);
@@ -399,7 +402,7 @@ static void test_preload_userfaultfd_refused_one_line_and_runs_on(void)
 
 static void test_preload_library_exports_what_it_interposes_and_no_more(void)
 {
-	static const char *const want = "madvise memvirt_agent_add_slot memvirt_agent_attach memvirt_agent_detach "
+	static const char *const want = "ioctl madvise memvirt_agent_add_slot memvirt_agent_attach memvirt_agent_detach "
 					"memvirt_agent_discard memvirt_agent_ended memvirt_agent_remove_slot mlock "
 					"mlock2 mlockall mmap mmap64 mprotect mremap munlock munlockall munmap "
 					"pkey_mprotect posix_madvise ";
