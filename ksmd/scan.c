@@ -1,69 +1,20 @@
-#define _LGPL_SOURCE /* inline RCU read side */
 #include "ksmd/scan.h"
 
 #include <errno.h>
 #include <numa.h>
-#include <numaif.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 #include <urcu.h>
 
-#include "agent/page_hash.h"
 #include "core/clock.h"
 #include "core/snapshot.h"
-#include "ept/pagestate.h"
-#include "ksmd/agent_peer.h"
-#include "ksmd/stable_index.h"
-
-/* One process_vm_readv: 256 KiB stays in the core's L2 between copy and hash (measured best: 64-256 pages). */
-#define BATCH_PAGES 64
-#define RANGES_MAX 128
+#include "ksmd/scan_internal.h"
 
 /* A worker over its quota sleeps at most this long before it looks again whether it is cancelled. */
 #define NAP_MAX_NS (50 * NSEC_PER_MSEC)
-
-/* An agent hashes a chunk within milliseconds, and may have to wait for swapped pages. */
-#define ANSWER_TIMEOUT_MS 5000
-#define CHUNK_ASK_MAX_NS NSEC_PER_SEC /* for a chunk, which takes an agent some 5 ms */
-_Static_assert(SCAN_CHUNK_PAGES <= AGENT_PEER_OUTSTANDING * AGENT_HASH_PAGES_MAX, "a chunk is asked for at once");
-
-struct scan {
-	struct scan_target *targets;
-	size_t target_count;
-	uint64_t *first_chunk; /* per target; [target_count]: all chunks */
-	const struct scan_limits *limits;
-	unsigned workers;
-	bool many_nodes;
-	struct stable_index *index;
-	struct scan_progress *progress;
-	uint64_t started_ns;
-	_Atomic size_t next_group;
-	_Atomic uint64_t next_chunk, read_bytes, cpu_ns;
-};
-
-struct batch {
-	uint64_t pages[BATCH_PAGES]; /* index in the target */
-	size_t count;
-};
-
-struct worker {
-	struct scan *scan;
-	pthread_t thread;
-	char *buffer;		    /* BATCH_PAGES pages */
-	struct batch alone, shared; /* pages to read, by how often they are mapped: see scan.h */
-	int node; /* where it runs; -1: anywhere */
-	uint64_t first;		    /* page of the target that the chunk begins with */
-	uint64_t old[SCAN_CHUNK_PAGES]; /* hashes of the scan before */
-	uint64_t agents_cpu_ns; /* spent by agents for it */
-	/* Counts of one chunk: */
-	uint64_t present, zero, zero_mapped, swapped, huge, index_hits;
-	struct agent_answer answer; /* scratch */
-};
 
 /* ---- hash arrays ---- */
 
@@ -84,251 +35,6 @@ uint64_t *scan_hashes_free(uint64_t *hashes, uint64_t pages)
 		munmap(hashes, pages * sizeof(uint64_t));
 	return NULL;
 }
-
-/* ---- one chunk, from outside ---- */
-
-/* Keeps the chunk's hashes of the scan before, to compare with. */
-static void old_keep(struct worker *w, const struct scan_target *t, uint64_t first, uint64_t pages)
-{
-	w->first = first;
-	if (!t->changed)
-		return;
-	if (t->used && !t->used[first / SCAN_CHUNK_PAGES])
-		memset(w->old, 0, sizeof(w->old)); /* none; reading them would take memory for the array */
-	else
-		memcpy(w->old, t->hashes + first, pages * sizeof(*w->old));
-	memset(t->changed + first / SCAN_CHUNK_PAGES * SCAN_CHUNK_WORDS, 0, SCAN_CHUNK_WORDS * sizeof(*t->changed));
-}
-
-static void changed_note(const struct worker *w, const struct scan_target *t, uint64_t page, uint64_t hash)
-{
-	uint64_t old = t->changed ? w->old[page - w->first] : PAGE_HASH_NONE;
-
-	if (old != PAGE_HASH_NONE && old != hash)
-		t->changed[page / 64] |= UINT64_C(1) << page % 64;
-}
-
-static void hash_take(struct worker *w, struct scan_target *t, uint64_t page, uint64_t hash)
-{
-	struct stable_index *index = w->scan->index;
-
-	changed_note(w, t, page, hash);
-	t->hashes[page] = hash;
-	w->present++;
-	if (hash == PAGE_HASH_ZERO) {
-		w->zero++;
-	} else if (index && stable_index_samples(hash)) {
-		rcu_read_lock();
-		w->index_hits += stable_index_has_rcu(index, hash);
-		rcu_read_unlock();
-	}
-}
-
-static void hash_pages(struct worker *w, struct scan_target *t, const uint64_t *pages, size_t count)
-{
-	for (size_t i = 0; i < count; i++)
-		hash_take(w, t, pages[i], page_hash(w->buffer + i * PAGE_BYTES, t->seed));
-	w->scan->read_bytes += count * PAGE_BYTES;
-}
-
-static void *page_address(const struct scan_target *t, uint64_t page)
-{
-	return (void *)(uintptr_t)(t->hva + page * PAGE_BYTES);
-}
-
-/* Reads the batch's pages from "from" on; returns how many came, or -errno. */
-static ssize_t read_alone(const struct worker *w, const struct scan_target *t, const struct batch *b, size_t from)
-{
-	struct iovec local = { w->buffer, (b->count - from) * PAGE_BYTES }, remote[BATCH_PAGES];
-	unsigned long count = 0;
-	ssize_t n;
-
-	for (size_t i = from; i < b->count; i++) {
-		void *at = page_address(t, b->pages[i]);
-
-		if (count > 0 && (char *)remote[count - 1].iov_base + remote[count - 1].iov_len == at)
-			remote[count - 1].iov_len += PAGE_BYTES;
-		else
-			remote[count++] = (struct iovec){ at, PAGE_BYTES };
-	}
-	n = process_vm_readv(t->pid, &local, 1, remote, count, 0);
-	return n < 0 ? -errno : n / PAGE_BYTES;
-}
-
-/* The same for pages that must not be pinned; stops at the first gap. */
-static ssize_t read_shared(const struct worker *w, const struct scan_target *t, const struct batch *b, size_t from)
-{
-	size_t count = 1;
-	ssize_t n;
-
-	while (from + count < b->count && b->pages[from + count] == b->pages[from] + count)
-		count++;
-	n = pread(t->mem_fd, w->buffer, count * PAGE_BYTES, (off_t)(t->hva + b->pages[from] * PAGE_BYTES));
-	if (n < 0)
-		return errno == EIO ? -EFAULT : -errno;
-	if (n == 0) /* the process has ended */
-		return -ESRCH;
-	return n / PAGE_BYTES;
-}
-
-/* Reads and hashes what was batched. A page that cannot be read (unmapped meanwhile) is left out. */
-static void batch_flush(struct worker *w, struct scan_target *t, struct batch *b)
-{
-	size_t done = 0;
-
-	while (done < b->count) {
-		ssize_t n = b == &w->shared ? read_shared(w, t, b, done) : read_alone(w, t, b, done);
-
-		if (n == -ESRCH || n == -EPERM) {
-			t->gone = true; /* EPERM: another program runs there now */
-			break;
-		}
-		if (n > 0)
-			hash_pages(w, t, b->pages + done, (size_t)n);
-		else
-			n = 1; /* leave it out */
-		done += (size_t)n;
-	}
-	b->count = 0;
-}
-
-static void page_add(struct worker *w, struct scan_target *t, uint64_t page, bool shared)
-{
-	struct batch *b = shared ? &w->shared : &w->alone;
-
-	b->pages[b->count++] = page;
-	if (b->count == BATCH_PAGES)
-		batch_flush(w, t, b);
-}
-
-static void range_add(struct worker *w, struct scan_target *t, const struct page_range *range)
-{
-	uint64_t first = (range->start - t->hva) / PAGE_BYTES, last = (range->end - t->hva) / PAGE_BYTES;
-
-	if (range->flags & PAGE_SWAPPED) {
-		w->swapped += last - first;
-		return;
-	}
-	if (range->flags & PAGE_ZERO_MAPPED) {
-		w->zero_mapped += last - first;
-		return;
-	}
-	if (t->anonymous && (range->flags & PAGE_FILE))
-		return;
-	if (range->flags & PAGE_HUGE)
-		w->huge += last - first;
-	/* 64 pages at a time, so that little time passes between the look and the read. */
-	while (first < last && !t->gone) {
-		unsigned count = last - first < 64 ? (unsigned)(last - first) : 64;
-		uint64_t shared;
-
-		if (pagestate_shared(t->pagemap_fd, t->hva + first * PAGE_BYTES, count, &shared) < 0) {
-			t->gone = true;
-			return;
-		}
-		for (unsigned i = 0; i < count && !t->gone; i++)
-			page_add(w, t, first + i, shared & (UINT64_C(1) << i));
-		first += count;
-	}
-}
-
-/* Moves this thread to the node that holds the page: hashing remote memory costs about twice as much. */
-static void follow_node(struct worker *w, const struct scan_target *t, uint64_t hva)
-{
-	void *page = (void *)(uintptr_t)hva;
-	int node = -1;
-
-	if (!w->scan->many_nodes || move_pages(t->pid, 1, &page, NULL, &node, 0) != 0 || node < 0)
-		return;
-	if (node != w->node && numa_run_on_node(node) == 0)
-		w->node = node;
-}
-
-static bool process_alive(const struct scan_target *t)
-{
-	return syscall(SYS_pidfd_send_signal, t->pidfd, 0, NULL, 0) == 0 || errno == EPERM;
-}
-
-static void chunk_read(struct worker *w, struct scan_target *t, uint64_t first, uint64_t pages)
-{
-	uint64_t at = t->hva + first * PAGE_BYTES, end = at + pages * PAGE_BYTES;
-	struct page_range ranges[RANGES_MAX];
-	bool placed = false;
-
-	while (at < end && !t->gone) {
-		ssize_t n = pagestate_ranges(t->pagemap_fd, at, end, ranges, RANGES_MAX, &at);
-
-		if (n < 0) {
-			t->gone = true;
-			break;
-		}
-		for (ssize_t i = 0; i < n; i++) {
-			if (!placed && !(ranges[i].flags & (PAGE_SWAPPED | PAGE_ZERO_MAPPED))) {
-				follow_node(w, t, ranges[i].start);
-				placed = true;
-			}
-			range_add(w, t, &ranges[i]);
-		}
-	}
-	batch_flush(w, t, &w->alone);
-	batch_flush(w, t, &w->shared);
-}
-
-/* ---- one chunk, by the agent ---- */
-
-static void answer_take(struct worker *w, struct scan_target *t, uint64_t first, const struct agent_answer *a)
-{
-	for (size_t i = 0; i < a->count; i++)
-		if (a->hashes[i] != PAGE_HASH_NONE)
-			hash_take(w, t, first + i, a->hashes[i]);
-	w->zero_mapped += a->zero_mapped;
-	w->swapped += a->swapped;
-	w->huge += a->huge;
-	w->agents_cpu_ns += a->cpu_us * UINT64_C(1000);
-	w->scan->read_bytes += a->count * PAGE_BYTES; /* at most */
-}
-
-/* Takes all answers that are due, after an error too: the next command of whoever has the peer then finds none of them. */
-static int answers_take(struct worker *w, struct scan_target *t, uint64_t first)
-{
-	int r = 0, error = 0;
-
-	while (agent_peer_outstanding(t->peer) > 0) {
-		r = agent_peer_take(t->peer, ANSWER_TIMEOUT_MS, &w->answer);
-		if (r < 0) {
-			t->peer_broken = true;
-			return r;
-		}
-		if (r == 0 || w->answer.type != AGENT_HASHED)
-			continue;
-		if (w->answer.error < 0)
-			error = w->answer.error;
-		else if (error == 0)
-			answer_take(w, t, first, &w->answer);
-		first += AGENT_HASH_PAGES_MAX;
-	}
-	return error;
-}
-
-static int chunk_ask(struct worker *w, struct scan_target *t, uint64_t first, uint64_t pages)
-{
-	uint64_t at = 0, start = clock_mono_ns(), cpu_ns = w->agents_cpu_ns, most;
-	int r = 0, taken;
-
-	for (uint64_t n; at < pages && r == 0; at += n) {
-		n = pages - at < AGENT_HASH_PAGES_MAX ? pages - at : AGENT_HASH_PAGES_MAX;
-		r = agent_peer_hash(t->peer, t->hva + (first + at) * PAGE_BYTES, (uint32_t)n, t->seed);
-	}
-	taken = answers_take(w, t, first);
-	/* One thread's work: more than that is not true, and would put off the pass for as long. */
-	most = cpu_ns + clock_mono_ns() - start;
-	w->agents_cpu_ns = w->agents_cpu_ns < most ? w->agents_cpu_ns : most;
-	/* One that is slow, on purpose or not, would hold up the pass for all: from here on its memory is read from outside. */
-	if (clock_mono_ns() - start > CHUNK_ASK_MAX_NS)
-		return -ETIMEDOUT;
-	return r < 0 ? r : taken;
-}
-
 static void counts_reset(struct worker *w)
 {
 	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = 0;
@@ -336,19 +42,24 @@ static void counts_reset(struct worker *w)
 
 /* ---- one chunk ---- */
 
+static bool process_alive(const struct scan_target *t)
+{
+	return syscall(SYS_pidfd_send_signal, t->pidfd, 0, NULL, 0) == 0 || errno == EPERM;
+}
+
 static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
 {
 	uint64_t pages = t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
 
-	old_keep(w, t, first, pages);
+	scan_old_keep(w, t, first, pages);
 	madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
-	if (t->peer && !t->peer_failed && chunk_ask(w, t, first, pages) < 0) {
+	if (t->peer && !t->peer_failed && scan_chunk_ask(w, t, first, pages) < 0) {
 		t->peer_failed = true;
 		counts_reset(w);
 		madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
 	}
 	if (!t->peer || t->peer_failed)
-		chunk_read(w, t, first, pages);
+		scan_chunk_read(w, t, first, pages);
 	/* Still the same process after the last read, so it was during all of them: a pid is not used again
 	 * while its process is there. */
 	if (!process_alive(t))
@@ -554,7 +265,7 @@ static int workers_run(struct scan *s)
 
 		w->scan = s;
 		w->node = -1;
-		if (posix_memalign((void **)&w->buffer, PAGE_BYTES, BATCH_PAGES * PAGE_BYTES) != 0)
+		if (posix_memalign((void **)&w->buffer, PAGE_BYTES, SCAN_BATCH_PAGES * PAGE_BYTES) != 0)
 			break;
 		if (pthread_create(&w->thread, NULL, worker_main, w) != 0) {
 			free(w->buffer);
