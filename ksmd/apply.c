@@ -9,6 +9,9 @@
 #include "ksmd/stable_index.h"
 #include "ksmd/zero_split.h"
 
+/* Of the gain that starts merging: what may have come to rest before it is looked for. */
+#define JOIN_SHARE 4
+
 /* The agent that can hash this VM's memory where it is; for the pass alone until it is taken in. */
 static struct agent_peer *peer_lend(struct ksmd *k, const struct tracked_vm *t)
 {
@@ -27,6 +30,7 @@ static int pass_begin(struct ksmd *k)
 			.bytes_per_s = k->config->scan_bytes_per_s,
 		},
 		.index = k->index,
+		.join_least_pages = k->config->merge_min_gain_bytes / PAGE_BYTES / JOIN_SHARE,
 	};
 	struct pass_input *inputs = calloc(k->vm_count + 1, sizeof(*inputs));
 	size_t count = 0;

@@ -246,13 +246,36 @@ void ksmd_peers_return(struct ksmd *k, const struct pass_input *inputs, size_t c
 			agent_return(k->agents, inputs[i].peer, inputs[i].peer_broken);
 }
 
+/* Each VM rests until its looks cost no more than its part of what all may cost together: one that is read as a whole
+ * does not keep others waiting of which the kernel tells what has changed. */
+static void rests_set(struct ksmd *k, const struct host_snapshot *s, const struct pass_result *res,
+		      const struct pass_input *inputs, size_t count)
+{
+	double share = (double)k->config->scan_rest_permille / 1000 * (double)sysconf(_SC_NPROCESSORS_ONLN);
+	double common = res->cpu_seconds;
+	size_t due = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		common -= inputs[i].rescan ? res->vms[i].cpu_seconds : 0;
+		due += inputs[i].rescan;
+	}
+	for (size_t i = 0; i < count; i++) {
+		const struct vm_snapshot *vm = inputs[i].rescan ? snapshot_of(s, &res->vms[i]) : NULL;
+		struct tracked_vm *t = vm ? ksmd_track(k, vm) : NULL;
+		double cost = res->vms[i].cpu_seconds + (common > 0 ? common / (double)due : 0);
+
+		if (t)
+			t->rest_until_ns = s->taken_ns +
+					   (uint64_t)(cost * (double)k->vm_count / share * (double)NSEC_PER_SEC);
+	}
+}
+
 static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 {
 	struct pollfd ready = { .fd = k->pass ? pass_done_fd(k->pass) : -1, .events = POLLIN };
 	const struct pass_result *res;
 	const struct pass_input *inputs;
 	size_t count;
-	double share = (double)k->config->scan_rest_permille / 1000 * (double)sysconf(_SC_NPROCESSORS_ONLN);
 
 	if (!k->pass || poll(&ready, 1, 0) != 1)
 		return;
@@ -261,20 +284,21 @@ static void pass_take(struct ksmd *k, const struct host_snapshot *s)
 	ksmd_peers_return(k, inputs, count);
 	k->cpu_seconds += res->cpu_seconds;
 	k->pass_ended_ns = s->taken_ns;
-	k->rest_until_ns = s->taken_ns + (uint64_t)(res->cpu_seconds / share * (double)NSEC_PER_SEC);
 	if (res->error) {
 		log_warning("pass failed, ignoring: %s", strerror(-res->error));
 		k->pass = pass_free(k->pass);
 		return;
 	}
+	rests_set(k, s, res, inputs, count);
 	pass_free(k->last);
 	k->last = k->pass;
 	k->pass = NULL;
 	k->passes++;
-	k->pass_taken = k->unmarked = true;
+	k->pass_taken = true;
+	k->unmarked |= res->joined;
 	for (size_t i = 0; i < k->domain_count; i++)
-		k->domains[i]->passed = true;
-	log_info("pass vms=%zu scanned=%" PRIu64 " MiB mergeable=%.0f MiB zero=%" PRIu64
+		k->domains[i]->passed |= res->joined;
+	log_line(res->joined ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "pass vms=%zu scanned=%" PRIu64 " MiB mergeable=%.0f MiB zero=%" PRIu64
 		 " MiB took=%.2f s cpu=%.2f s",
 		 res->vm_count, res->scanned_pages >> 8, res->total.mergeable / 256, res->total.zero >> 8,
 		 res->seconds, res->cpu_seconds);
@@ -309,7 +333,7 @@ static int domain_choose(struct ksmd *k, struct tracked_vm *t, const struct vm_s
 static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 {
 	uint64_t interval_ns = k->config->scan_interval_ms * NSEC_PER_MSEC;
-	bool any = false, rested = s->taken_ns >= k->rest_until_ns, scanner_works = k->policy.state == KSM_MERGE;
+	bool any = false, scanner_works = k->policy.state == KSM_MERGE;
 
 	for (size_t i = 0; i < s->vm_count; i++) {
 		const struct vm_snapshot *vm = &s->vms[i];
@@ -319,7 +343,8 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 		if (!t)
 			continue;
 		t->early = false;
-		t->due = !t->passed_ns || !t->table || (rested && s->taken_ns - t->passed_ns >= interval_ns);
+		t->due = !t->passed_ns || !t->table ||
+			 (s->taken_ns >= t->rest_until_ns && s->taken_ns - t->passed_ns >= interval_ns);
 		/* While the scanner works the estimate for its VMs stands; afterwards a new pass shows what is left. */
 		if (scanner_works && by_kernel(t->engine))
 			t->due = false;

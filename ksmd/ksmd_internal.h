@@ -33,6 +33,7 @@ struct tracked_vm {
 	struct domain *domain;	  /* NULL: never passed over */
 	struct page_table *table; /* the same */
 	uint64_t passed_ns;	  /* when its last scan began; 0: never */
+	uint64_t rest_until_ns;	  /* not scanned again before, for what that costs */
 	bool due;		  /* to be scanned by the pass that is planned */
 	bool early;		  /* for the first time, and the kernel may merge it */
 
@@ -86,7 +87,7 @@ struct ksmd {
 	bool split_done;	  /* in this run of the scanner */
 	struct ksm_snapshot seen; /* the kernel's settings in this tick, for the log */
 	uint64_t passes;
-	uint64_t pass_ended_ns, rest_until_ns;
+	uint64_t pass_ended_ns;
 	double cpu_seconds;
 
 	/* The estimate that merging goes by: */

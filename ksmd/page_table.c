@@ -50,7 +50,8 @@ static int regions_copy(struct page_table *t, const struct vm_snapshot *vm)
 		target->used = calloc((size_t)(target->pages / SCAN_CHUNK_PAGES + 1), 1);
 		target->changed = calloc((size_t)(target->pages / SCAN_CHUNK_PAGES + 1) * SCAN_CHUNK_WORDS,
 					 sizeof(*target->changed));
-		if (!target->hashes || !target->used || !target->changed)
+		target->track = scan_track_new(target->pages);
+		if (!target->hashes || !target->used || !target->changed || !target->track)
 			return -ENOMEM; /* also for an address space too large to be true */
 	}
 	return 0;
@@ -108,6 +109,7 @@ struct page_table *page_table_unref(struct page_table *t)
 		scan_hashes_free(t->targets[i].hashes, t->targets[i].pages);
 		free(t->targets[i].used);
 		free(t->targets[i].changed);
+		scan_track_free(t->targets[i].track);
 	}
 	free(t->targets);
 	if (t->pidfd >= 0)

@@ -143,12 +143,63 @@ static int join_from(struct pass *p, size_t first, struct join_input *joins)
 	return r;
 }
 
+/* Whether the join may be spared: the same VMs as in the last one, and too little that has changed since. */
+static bool join_holds(const struct pass *p)
+{
+	uint64_t settled = 0;
+
+	if (p->options.sharing || p->options.join_least_pages == 0)
+		return false;
+	for (size_t i = 0; i < p->count; i++) {
+		const struct page_table *t = p->inputs[i].table;
+
+		if (t->join == 0 || t->join != p->inputs[0].table->join || t->join_tables != p->count ||
+		    t->join_unmergeable != p->inputs[i].unmergeable)
+			return false;
+		for (size_t k = 0; k < t->target_count; k++) {
+			settled += t->targets[k].settled_pages;
+			if (t->targets[k].gone)
+				return false;
+		}
+	}
+	return settled < p->options.join_least_pages;
+}
+
+static void join_recall(struct pass *p)
+{
+	for (size_t i = 0; i < p->count; i++)
+		p->result.vms[i].counts = p->inputs[i].table->joined;
+}
+
+/* For the passes to come. */
+static void join_remember(struct pass *p)
+{
+	static _Atomic uint64_t joins;
+	uint64_t number = ++joins;
+
+	for (size_t i = 0; i < p->count; i++) {
+		struct page_table *t = p->inputs[i].table;
+
+		t->join = p->options.across_domains ? 0 : number;
+		t->join_tables = p->count;
+		t->join_unmergeable = p->inputs[i].unmergeable;
+		t->joined = p->result.vms[i].counts;
+		for (size_t k = 0; k < t->target_count; k++)
+			t->targets[k].settled_pages = 0;
+	}
+}
+
 static int join_step(struct pass *p)
 {
 	struct join_input *joins;
 	size_t stretches = 0;
 	int r = 0;
 
+	if (join_holds(p)) {
+		join_recall(p);
+		return 0;
+	}
+	p->result.joined = true;
 	for (size_t i = 0; i < p->count; i++)
 		stretches += page_table_joins(p->inputs[i].table, (uint32_t)i, NULL);
 	joins = calloc(stretches + 1, sizeof(*joins));
@@ -161,7 +212,10 @@ static int join_step(struct pass *p)
 	if (p->options.index)
 		stable_index_refresh_end(p->options.index);
 	free(joins);
-	return r < 0 ? r : p->error;
+	r = r < 0 ? r : p->error;
+	if (r == 0)
+		join_remember(p);
+	return r;
 }
 
 /* The agent, if it can be asked about all of the table. */
@@ -169,9 +223,13 @@ static struct agent_peer *input_peer(const struct pass_input *input)
 {
 	const struct page_table *t = input->table;
 
-	for (size_t k = 0; k < t->target_count && input->peer; k++)
-		if (!scan_peer_covers(input->peer, &t->targets[k]))
+	for (size_t k = 0; k < t->target_count && input->peer; k++) {
+		bool tracked = false;
+
+		if (!scan_peer_covers(input->peer, &t->targets[k], &tracked))
 			return NULL;
+		t->targets[k].tracked = tracked && t->anonymous && t->targets[k].track;
+	}
 	return input->peer;
 }
 
@@ -196,6 +254,7 @@ static int scan_step(struct pass *p)
 		for (size_t k = 0; k < t->target_count && p->inputs[i].rescan; k++) {
 			memcpy(&targets[count], &t->targets[k], sizeof(*targets));
 			targets[count].peer = peer;
+			targets[count].tracked = peer && t->targets[k].tracked;
 			targets[count++].early = p->inputs[i].early;
 		}
 	}
@@ -204,7 +263,7 @@ static int scan_step(struct pass *p)
 		struct page_table *t = p->inputs[i].table;
 
 		for (size_t k = 0; k < t->target_count && p->inputs[i].rescan; k++, from++) {
-			p->result.scanned_pages += targets[from].present_pages;
+			p->result.scanned_pages += targets[from].hashed_pages;
 			p->inputs[i].peer_broken |= targets[from].peer_broken;
 			memcpy(&t->targets[k], &targets[from], sizeof(*targets));
 			t->targets[k].peer = NULL; /* not its any more */

@@ -53,6 +53,7 @@ struct pass_result {
 	uint64_t *sharing_pages; /* vm_count x vm_count, only when asked: distinct contents that both hold;
 				    diagonal: saved inside the VM. Zero pages apart. */
 	uint64_t scanned_pages;	 /* hashed in this pass */
+	bool joined;		 /* else what the last join had found still holds, see join_least_pages */
 	size_t metadata_bytes;	 /* tables and join, at the highest */
 	double seconds, scan_seconds, cpu_seconds;
 };
@@ -63,6 +64,9 @@ struct pass_options {
 	struct scan_limits limits;
 	bool across_domains; /* estimate: one seed for all, compare everything; else domain by domain */
 	bool sharing;	     /* fill sharing_pages */
+	/* Fewer pages than this have come to rest since the last join of the same VMs: it is not made again, as each of
+	 * them can add one page at most to what merging would give. 0: always. */
+	uint64_t join_least_pages;
 	struct stable_index *index; /* counted against while scanning and refreshed; may be NULL */
 };
 

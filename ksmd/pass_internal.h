@@ -17,6 +17,11 @@ struct page_table {
 	bool anonymous;	    /* all of it private anonymous: can be merged */
 	struct scan_target *targets; /* one per region */
 	size_t target_count;
+	/* Of the last join that it took part in; 0: none. Its counts are valid as long as the same tables take part. */
+	uint64_t join;
+	size_t join_tables;
+	bool join_unmergeable;
+	struct pass_counts joined; /* dup_within, dup_between, and mergeable without zero pages */
 };
 
 /* The stretches of a table in which hashes are set, as input of a join; pages are numbered through its targets. joins

@@ -37,7 +37,7 @@ uint64_t *scan_hashes_free(uint64_t *hashes, uint64_t pages)
 }
 static void counts_reset(struct worker *w)
 {
-	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = 0;
+	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = w->hashed = 0;
 }
 
 /* ---- one chunk ---- */
@@ -47,19 +47,35 @@ static bool process_alive(const struct scan_target *t)
 	return syscall(SYS_pidfd_send_signal, t->pidfd, 0, NULL, 0) == 0 || errno == EPERM;
 }
 
-static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
+/* All of it, whatever was known. */
+static void chunk_hash(struct worker *w, struct scan_target *t, uint64_t first, uint64_t pages)
 {
-	uint64_t pages = t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
+	const struct scan_stretch all = { first, pages };
 
 	scan_old_keep(w, t, first, pages);
 	madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
-	if (t->peer && !t->peer_failed && scan_chunk_ask(w, t, first, pages) < 0) {
+	if (t->peer && !t->peer_failed && scan_ask(w, t, &all, 1) < 0) {
 		t->peer_failed = true;
 		counts_reset(w);
 		madvise(t->hashes + first, pages * sizeof(*t->hashes), MADV_DONTNEED);
 	}
 	if (!t->peer || t->peer_failed)
 		scan_chunk_read(w, t, first, pages);
+	w->hashed = w->present;
+	t->settled_pages += w->present;
+	if (t->track)
+		scan_track_forget(t->track, (size_t)(first / SCAN_CHUNK_PAGES));
+}
+
+static void chunk_scan(struct worker *w, struct scan_target *t, uint64_t first)
+{
+	uint64_t pages = t->pages - first < SCAN_CHUNK_PAGES ? t->pages - first : SCAN_CHUNK_PAGES;
+
+	w->tracking = t->tracked;
+	if (!t->tracked)
+		chunk_hash(w, t, first, pages);
+	else if (scan_chunk_track(w, t, first, pages) < 0)
+		t->gone = true;
 	/* Still the same process after the last read, so it was during all of them: a pid is not used again
 	 * while its process is there. */
 	if (!process_alive(t))
@@ -78,6 +94,7 @@ static void counts_publish(struct worker *w, struct scan_target *t)
 	t->swapped_pages += w->swapped;
 	t->huge_pages += w->huge;
 	t->index_hits += w->index_hits;
+	t->hashed_pages += w->hashed;
 	if (t->early)
 		w->scan->progress->early_hits += w->index_hits;
 	counts_reset(w);
@@ -217,7 +234,7 @@ static unsigned workers_choose(const struct scan_limits *limits)
 	return cpus < SCAN_WORKERS_DEFAULT_MAX ? (unsigned)cpus : SCAN_WORKERS_DEFAULT_MAX;
 }
 
-bool scan_peer_covers(const struct agent_peer *peer, const struct scan_target *t)
+bool scan_peer_covers(const struct agent_peer *peer, const struct scan_target *t, bool *ret_tracked)
 {
 	const struct agent_slot_view *slots;
 	size_t count = agent_peer_slots(peer, &slots);
@@ -225,8 +242,11 @@ bool scan_peer_covers(const struct agent_peer *peer, const struct scan_target *t
 
 	for (size_t i = 0; i < count; i++)
 		if (slots[i].can_remap && t->hva >= slots[i].hva && bytes <= slots[i].bytes &&
-		    t->hva - slots[i].hva <= slots[i].bytes - bytes)
+		    t->hva - slots[i].hva <= slots[i].bytes - bytes) {
+			*ret_tracked = slots[i].tracked;
 			return true;
+		}
+	*ret_tracked = false;
 	return bytes == 0;
 }
 
@@ -244,7 +264,7 @@ static int scan_prepare(struct scan *s)
 		chunks += (t->pages + SCAN_CHUNK_PAGES - 1) / SCAN_CHUNK_PAGES;
 		s->progress->total_pages += t->pages;
 		t->present_pages = t->zero_pages = t->zero_mapped_pages = 0;
-		t->swapped_pages = t->huge_pages = t->index_hits = 0;
+		t->swapped_pages = t->huge_pages = t->index_hits = t->hashed_pages = 0;
 		t->cpu_ns = t->started_ns = t->ended_ns = 0;
 		t->gone = t->peer_failed = t->peer_broken = false;
 	}

@@ -11,6 +11,8 @@
  * which takes a plain reference. What is merged between the look and the read, a fraction of a millisecond, is
  * unmerged by it and merged again by the kernel's next scan.
  *
+ * Memory of which the kernel tells what was written (`tracked`, see scan_track.c) costs only what has changed.
+ *
  * An agent reads the memory where it is, at half the cost. What it says is its word: a wrong hash costs exchanges that
  * find bytes unequal, and no more. If it fails, what is left is read from outside. */
 #ifndef KSMD_SCAN_H
@@ -25,6 +27,7 @@
 #include "core/fsio.h"
 
 struct agent_peer;
+struct scan_track; /* ksmd/scan_track.c */
 struct stable_index;
 
 /* Work is handed out in chunks of address space: 32 MiB, about 4 ms of work, is the grain of quotas, progress and
@@ -49,14 +52,21 @@ struct scan_target {
 	 * slot that can be remapped. */
 	struct agent_peer *peer;
 
+	/* What is known of each block from look to look; borrowed; NULL if it is never tracked. tracked: the memory is
+	 * registered for asynchronous write protection, so only what was written and has settled is hashed. */
+	struct scan_track *track;
+	bool tracked;
+
 	uint8_t *used;	  /* one per SCAN_CHUNK_PAGES pages: whether any hash in it is set; borrowed; may be NULL */
-	uint64_t *changed; /* a bit per page, 64 * SCAN_CHUNK_WORDS for each chunk: it had another hash in the scan before;
-			      borrowed; may be NULL */
+	uint64_t *changed; /* a bit per page, 64 * SCAN_CHUNK_WORDS for each chunk: it had another hash in the scan before,
+			      or, if tracked, was written since the last look; borrowed; may be NULL unless tracked */
 
 	/* Filled by the scan: */
 	_Atomic uint64_t present_pages; /* backed by a frame of their own */
 	_Atomic uint64_t zero_pages;	/* of these: full of zeroes */
 	_Atomic uint64_t zero_mapped_pages, swapped_pages, huge_pages;
+	_Atomic uint64_t hashed_pages;	/* in this scan */
+	_Atomic uint64_t settled_pages; /* that have got a hash or another one; the caller sets it to 0 */
 	_Atomic uint64_t index_hits;	/* pages whose hash the stable index knows (its sample only) */
 	_Atomic uint64_t cpu_ns;	/* spent on it by all workers */
 	_Atomic uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC of its first and last chunk */
@@ -65,8 +75,12 @@ struct scan_target {
 	bool peer_broken;		/* and its connection is of no use any more */
 };
 
-/* Whether the agent can be asked about all of the target. */
-bool scan_peer_covers(const struct agent_peer *peer, const struct scan_target *t);
+/* Whether the agent can be asked about all of the target; and whether the kernel tells what is written to it. */
+bool scan_peer_covers(const struct agent_peer *peer, const struct scan_target *t, bool *ret_tracked);
+
+/* For so many pages. NULL: no memory. */
+struct scan_track *scan_track_new(uint64_t pages);
+struct scan_track *scan_track_free(struct scan_track *track); /* NULL ok; gives NULL */
 
 /* Room for the hashes of this many pages, all PAGE_HASH_NONE; costs memory only where pages are found.
  * NULL when there is none. */

@@ -39,6 +39,10 @@ void scan_hash_take(struct worker *w, struct scan_target *t, uint64_t page, uint
 {
 	struct stable_index *index = w->scan->index;
 
+	if (w->tracking) {
+		scan_track_take(w, t, page, hash);
+		return;
+	}
 	changed_note(w, t, page, hash);
 	t->hashes[page] = hash;
 	w->present++;
@@ -128,6 +132,31 @@ static void page_add(struct worker *w, struct scan_target *t, uint64_t page, boo
 		batch_flush(w, t, b);
 }
 
+void scan_pages_read(struct worker *w, struct scan_target *t, uint64_t first, uint64_t pages)
+{
+	uint64_t last = first + pages;
+
+	/* 64 pages at a time, so that little time passes between the look and the read. */
+	while (first < last && !t->gone) {
+		unsigned count = last - first < 64 ? (unsigned)(last - first) : 64;
+		uint64_t shared;
+
+		if (pagestate_shared(t->pagemap_fd, t->hva + first * PAGE_BYTES, count, &shared) < 0) {
+			t->gone = true;
+			return;
+		}
+		for (unsigned i = 0; i < count && !t->gone; i++)
+			page_add(w, t, first + i, shared & (UINT64_C(1) << i));
+		first += count;
+	}
+}
+
+void scan_read_flush(struct worker *w, struct scan_target *t)
+{
+	batch_flush(w, t, &w->alone);
+	batch_flush(w, t, &w->shared);
+}
+
 static void range_add(struct worker *w, struct scan_target *t, const struct page_range *range)
 {
 	uint64_t first = (range->start - t->hva) / PAGE_BYTES, last = (range->end - t->hva) / PAGE_BYTES;
@@ -144,19 +173,7 @@ static void range_add(struct worker *w, struct scan_target *t, const struct page
 		return;
 	if (range->flags & PAGE_HUGE)
 		w->huge += last - first;
-	/* 64 pages at a time, so that little time passes between the look and the read. */
-	while (first < last && !t->gone) {
-		unsigned count = last - first < 64 ? (unsigned)(last - first) : 64;
-		uint64_t shared;
-
-		if (pagestate_shared(t->pagemap_fd, t->hva + first * PAGE_BYTES, count, &shared) < 0) {
-			t->gone = true;
-			return;
-		}
-		for (unsigned i = 0; i < count && !t->gone; i++)
-			page_add(w, t, first + i, shared & (UINT64_C(1) << i));
-		first += count;
-	}
+	scan_pages_read(w, t, first, last - first);
 }
 
 /* Moves this thread to the node that holds the page: hashing remote memory costs about twice as much. */
@@ -192,6 +209,5 @@ void scan_chunk_read(struct worker *w, struct scan_target *t, uint64_t first, ui
 			range_add(w, t, &ranges[i]);
 		}
 	}
-	batch_flush(w, t, &w->alone);
-	batch_flush(w, t, &w->shared);
+	scan_read_flush(w, t);
 }

@@ -247,18 +247,19 @@ static void fake_start(struct fake_agent *f, const struct scan_target *t, const 
 					 .flags = AGENT_CAN_REMAP };
 	const struct agent_slot_view *slots;
 	struct agent_answer answer;
+	bool tracked;
 	int ends[2];
 
 	*f = (struct fake_agent){ .contents = contents, .hva = t->hva, .temper = temper };
 	unit_must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
 	f->fd = ends[0];
 	unit_must(agent_peer_new(ends[1], &f->peer) == 0, "peer");
-	CU_ASSERT_FALSE(scan_peer_covers(f->peer, t));
+	CU_ASSERT_FALSE(scan_peer_covers(f->peer, t, &tracked));
 	CU_ASSERT_EQUAL(packet_send(f->fd, &hello, sizeof(hello), NULL, 0), 0);
 	CU_ASSERT_EQUAL(packet_send(f->fd, &slot, sizeof(slot), NULL, 0), 0);
 	while (agent_peer_slots(f->peer, &slots) == 0)
 		unit_must(agent_peer_take(f->peer, 1000, &answer) >= 0, "slot");
-	CU_ASSERT_TRUE(scan_peer_covers(f->peer, t));
+	CU_ASSERT_TRUE(scan_peer_covers(f->peer, t, &tracked) && !tracked);
 	unit_must(pthread_create(&f->thread, NULL, fake_main, f) == 0, "pthread_create");
 }
 
