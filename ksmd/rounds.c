@@ -120,8 +120,10 @@ void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s)
 	}
 }
 
-/* The store that an earlier daemon left in the VMs of this domain. A process may present anything under that name:
- * only what root has made and nobody else can write is taken. */
+/* The store that an earlier daemon left in the VMs of this domain, whether or not their agents have called again: the
+ * first that calls may be of a VM that was never merged, and with a store of its own the frames of the others could be
+ * neither shared nor freed. A process may present anything under that name: only what root has made and nobody else
+ * can write is taken. */
 static int domain_adopt(struct ksmd *k, struct domain *d)
 {
 	int r = -ENOENT;
@@ -129,8 +131,8 @@ static int domain_adopt(struct ksmd *k, struct domain *d)
 	if (strlen(d->name) > STORE_NAME_USED)
 		return -ENOENT;
 	for (size_t i = 0; r < 0 && i < k->vm_count; i++) {
-		auto_close int fd = takes_part(&k->vms[i], d) ?
-					    frame_users_find_store(k->fs, k->vms[i].pid, d->name) : -ENOENT;
+		auto_close int fd = k->vms[i].domain == d ? frame_users_find_store(k->fs, k->vms[i].pid, d->name) :
+							    -ENOENT;
 
 		if (fd >= 0)
 			r = remap_adopt(k->fs, d->name, fd, &d->remap);
