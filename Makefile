@@ -48,6 +48,7 @@ UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # With agents in processes of their own, and the daemon's side from tests/lib/.
 AGENT_TEST_BIN := $(BUILD)/tests/test_kvm $(BUILD)/tests/tiny-vmm $(BUILD)/tests/test_vms
+CHAOS_BIN := $(addprefix $(BUILD)/tests/,chaos soak chaos-vmm)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
 BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c)))
@@ -175,7 +176,7 @@ clean:
 # ---- building ----
 
 .PHONY: unit-tests
-unit-tests: $(UNIT_BIN) $(AGENT_TEST_BIN) $(BUILD)/tests/stress-remap $(BUILD)/tests/preload-vmm
+unit-tests: $(UNIT_BIN) $(AGENT_TEST_BIN) $(CHAOS_BIN) $(BUILD)/tests/stress-remap $(BUILD)/tests/preload-vmm
 
 .PHONY: benches
 benches: $(BENCH_BIN)
@@ -236,11 +237,22 @@ $(BUILD)/tests/stress-remap: $(patsubst %,$(BUILD)/tests/stress/%.o,stress_io st
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 
+CHAOS_VMM := $(BUILD)/tests/chaos-vmm
+CHAOS_VMM_OBJ := $(patsubst %,$(BUILD)/tests/world/%.o,load vmm)
 # As foreign to the agent as QEMU is.
-$(BUILD)/tests/preload-vmm $(BUILD)/tests/preload/vmm.o: override SAN :=
+$(BUILD)/tests/preload-vmm $(BUILD)/tests/preload/vmm.o $(CHAOS_VMM) $(CHAOS_VMM_OBJ): override SAN :=
 $(BUILD)/tests/preload-vmm: $(BUILD)/tests/preload/vmm.o
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -ldl
+
+$(CHAOS_VMM): $(CHAOS_VMM_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/tests/chaos $(BUILD)/tests/soak: $(BUILD)/tests/%: $(BUILD)/tests/world/%.o \
+		$(patsubst %,$(BUILD)/tests/world/%.o,account daemon proc world) $(BUILD)/libmemvirt.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS)
 
 $(BUILD)/tests/stress/exchange_cost.o: CPPFLAGS += -DEXCHANGE_HOOKS
 $(BUILD)/tests/exchange-cost: $(BUILD)/tests/stress/exchange_cost.o $(EXCHANGE_HOOKS_OBJ)
