@@ -1,13 +1,10 @@
-/* bench/plan.c - what joining and planning cost: CPU nanoseconds and bytes for each page, on made-up VMs.
- *
- * The VMs have the structure that four captured guests had (see the table below): zero pages, pages of their own, and
- * stretches of a common image, most of the pages in long ones and most of the stretches short. */
+/* bench/plan.c - what joining and planning cost: CPU nanoseconds and bytes for each page, on made-up VMs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <urcu.h>
 
-#include "agent/page_hash.h"
+#include "bench/lib/made_up.h"
 #include "core/cleanup.h"
 #include "core/clock.h"
 #include "ksmd/frame_index.h"
@@ -33,66 +30,6 @@ struct result {
 	struct plan_totals totals;
 };
 
-static uint64_t mix(uint64_t *state)
-{
-	uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
-static uint64_t hash_of(uint64_t content)
-{
-	return mix(&content) | 2;
-}
-
-/* ---- made-up VMs ---- */
-
-/* Stretches by the share of all pages that they hold, in per mille. Shared stretches repeat the image from some
- * place on; whole windows of it lie at 2 MiB, in each VM another choice. */
-static const struct stretch {
-	unsigned permille, pages_min, pages_max;
-	enum { OWN, ZERO, SHARED, WINDOW } kind;
-} stretches[] = {
-	{ 240, 1, 60, OWN },	{ 140, 1, 40, ZERO },	{ 50, 1, 1, SHARED },	{ 10, 2, 3, SHARED },
-	{ 30, 4, 15, SHARED },	{ 90, 16, 63, SHARED }, { 240, 64, 511, SHARED }, { 200, 512, 512, WINDOW },
-};
-
-static const struct stretch *stretch_pick(uint64_t r)
-{
-	double weights[ARRAY_SIZE(stretches)], sum = 0, at;
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(stretches); i++)
-		sum += weights[i] = 2.0 * stretches[i].permille / (stretches[i].pages_min + stretches[i].pages_max);
-	at = (double)(r >> 11) / 9007199254740992.0 * sum; /* 2^53 */
-	for (i = 0; i + 1 < ARRAY_SIZE(stretches) && at >= weights[i]; i++)
-		at -= weights[i];
-	return &stretches[i];
-}
-
-static void vm_fill(const struct world *w, size_t vm, uint64_t image_pages)
-{
-	uint64_t *hashes = w->hashes + vm * w->pages, state = vm + 1;
-
-	for (uint64_t page = 0; page < w->pages;) {
-		const struct stretch *s = stretch_pick(mix(&state));
-		uint64_t len = s->pages_min + mix(&state) % (s->pages_max - s->pages_min + 1);
-		uint64_t from = mix(&state) % image_pages;
-
-		if (s->kind == WINDOW) { /* up to the border a few pages of its own, then the window */
-			from = from / PLAN_WINDOW_PAGES * PLAN_WINDOW_PAGES;
-			for (; page < w->pages && page % PLAN_WINDOW_PAGES; page++)
-				hashes[page] = hash_of((vm + 2) << 40 | page);
-		}
-		for (uint64_t k = 0; k < len && page < w->pages; k++, page++)
-			hashes[page] = s->kind == OWN  ? hash_of((vm + 2) << 40 | page) :
-				       s->kind == ZERO ? PAGE_HASH_ZERO :
-							 hash_of((from + k) % image_pages + 1);
-	}
-}
-
 static bool world_new(struct world *w, uint64_t gib, size_t vms)
 {
 	w->vms = vms;
@@ -101,7 +38,7 @@ static bool world_new(struct world *w, uint64_t gib, size_t vms)
 	if (!w->hashes)
 		return false;
 	for (size_t v = 0; v < vms; v++) {
-		vm_fill(w, v, w->pages / 2);
+		made_up_vm(w->hashes + v * w->pages, w->pages, v, 0);
 		w->ranges[v] = (struct plan_range){ .vm = (uint32_t)v, .pages = w->pages, .hva = (v + 1) << 40,
 						    .hashes = w->hashes + v * w->pages };
 		w->limits[v].mappings_left = PLAN_MAPPINGS_UNLIMITED;
