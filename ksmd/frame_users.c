@@ -196,12 +196,13 @@ static uint64_t copies_count(int pagemap_fd, uint64_t at, uint64_t end)
 	return pages;
 }
 
-static int range_keep(struct look *l, const struct vma *v)
+static int range_keep(struct look *l, const struct vma *v, uint64_t broken_pages)
 {
 	struct hva_range *bigger;
 
 	if (l->range_count > 0 && l->ranges[l->range_count - 1].end == v->start) {
 		l->ranges[l->range_count - 1].end = v->end;
+		l->ranges[l->range_count - 1].broken_pages += broken_pages;
 		return 0;
 	}
 	if (l->range_count == l->range_cap) {
@@ -211,19 +212,21 @@ static int range_keep(struct look *l, const struct vma *v)
 			return -ENOMEM;
 		l->ranges = bigger;
 	}
-	l->ranges[l->range_count++] = (struct hva_range){ v->start, v->end };
+	l->ranges[l->range_count++] = (struct hva_range){ v->start, v->end, broken_pages };
 	return 0;
 }
 
 static int look_at_line(struct look *l, const char *line, size_t len)
 {
 	struct vma v;
-	uint64_t first, n;
+	uint64_t first, n, broken = 0;
 	int r = maps_parse_line(line, len, &v);
 
 	l->figures.mappings++;
+	if (r == 0 && v.inode == l->u->inode && !v.shared)
+		broken = copies_count(l->pagemap_fd, v.start, v.end);
 	if (r == 0 && v.store && l->keep_ranges)
-		r = range_keep(l, &v);
+		r = range_keep(l, &v, broken);
 	if (r < 0 || v.inode != l->u->inode)
 		return r;
 	l->views |= v.shared; /* no guest depends on it */
@@ -237,7 +240,7 @@ static int look_at_line(struct look *l, const char *line, size_t len)
 		n = l->u->frames - first;
 	bits_set(l->bits, (uint32_t)first, (uint32_t)n);
 	l->figures.mapped_pages += n;
-	l->figures.broken_pages += copies_count(l->pagemap_fd, v.start, v.end);
+	l->figures.broken_pages += broken;
 	return 0;
 }
 
@@ -273,6 +276,27 @@ static int look_at_process(struct look *l, pid_t pid)
 	return n < 0 ? -errno : 0;
 }
 
+/* Copied on write since the look before. What is merged anew begins whole, and ranges may have grown together: what is
+ * broken beyond what was broken there before is new. Where a part of a range was given back its copies went with it, and
+ * hide as many new ones. */
+static uint64_t breaks_since(const struct frame_user *user, const struct look *l)
+{
+	uint64_t breaks = 0;
+	size_t at = 0;
+
+	for (size_t i = 0; user->figures.looks > 0 && i < l->range_count; i++) {
+		const struct hva_range *now = &l->ranges[i];
+		uint64_t before = 0;
+
+		while (at < user->range_count && user->ranges[at].end <= now->start)
+			at++;
+		for (size_t k = at; k < user->range_count && user->ranges[k].start < now->end; k++)
+			before += user->ranges[k].broken_pages;
+		breaks += now->broken_pages > before ? now->broken_pages - before : 0;
+	}
+	return breaks;
+}
+
 int frame_user_look(struct frame_users *u, struct frame_user *user)
 {
 	auto_close int pagemap_fd = pagestate_open(u->fs, user->pid);
@@ -290,6 +314,8 @@ int frame_user_look(struct frame_users *u, struct frame_user *user)
 		free(l.ranges);
 		return process_ended(user) ? 0 : r;
 	}
+	l.figures.breaks = user->figures.breaks + breaks_since(user, &l);
+	l.figures.looks = user->figures.looks + 1;
 	free(user->ranges);
 	user->ranges = l.ranges;
 	user->range_count = l.range_count;

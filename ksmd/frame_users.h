@@ -32,11 +32,14 @@ struct frame_user; /* a client */
 
 struct hva_range {
 	uint64_t start, end;
+	uint64_t broken_pages; /* copied on write */
 };
 
 struct frame_user_figures {
 	uint64_t mapped_pages; /* mapped to frames */
 	uint64_t broken_pages; /* of these: copied on write since */
+	uint64_t breaks; /* in all since the first look, those that were given back meanwhile included; never too many */
+	uint32_t looks;
 	uint32_t mappings;     /* of the whole process */
 };
 

@@ -172,6 +172,35 @@ static void test_users_mappings_tell(void)
 	rig_stop();
 }
 
+static uint64_t breaks(void)
+{
+	CU_ASSERT_EQUAL_FATAL(frame_user_look(rig.users, rig.user), 0);
+	return frame_user_figures(rig.user)->breaks;
+}
+
+/* Only copies are breaks: neither what is mapped anew, nor what is given back. */
+static void test_users_breaks_are_counted_once(void)
+{
+	rig_start();
+	tell(&rig.client, MAP, 100, 20);
+	tell(&rig.client, WRITE, 100, 2);
+	CU_ASSERT_EQUAL(breaks(), 0); /* the first look cannot tell since when */
+	CU_ASSERT_EQUAL(breaks(), 0);
+	tell(&rig.client, WRITE, 100, 5);
+	CU_ASSERT_EQUAL(breaks(), 3);
+	CU_ASSERT_EQUAL(breaks(), 3);
+	tell(&rig.client, MAP, 10, 20); /* written before it was looked at */
+	tell(&rig.client, WRITE, 12, 4);
+	CU_ASSERT_EQUAL(breaks(), 7);
+	tell(&rig.client, UNMAP, 10, 20);
+	CU_ASSERT_EQUAL(breaks(), 7);
+	CU_ASSERT_EQUAL(frame_user_figures(rig.user)->broken_pages, 5);
+	tell(&rig.client, WRITE, 110, 1);
+	CU_ASSERT_EQUAL(breaks(), 8);
+	CU_ASSERT_EQUAL(frame_user_figures(rig.user)->looks, 7);
+	rig_stop();
+}
+
 static void test_users_view_for_comparing_is_no_use(void)
 {
 	bool all;
@@ -278,6 +307,7 @@ int main(void)
 {
 	static CU_TestInfo tests[] = {
 		{ "mappings", test_users_mappings_tell },
+		{ "breaks", test_users_breaks_are_counted_once },
 		{ "view", test_users_view_for_comparing_is_no_use },
 		{ "asked", test_users_commands_without_an_answer_count },
 		{ "ended", test_users_ended_client_uses_nothing },
