@@ -394,6 +394,16 @@ bool frame_users_stale(const struct frame_users *u)
 	return stale;
 }
 
+int frame_users_look_clients(struct frame_users *u)
+{
+	int r = 0;
+
+	clients_drop_ended(u);
+	for (size_t i = 0; i < u->count && r == 0; i++)
+		r = frame_user_look(u, u->clients[i]);
+	return r;
+}
+
 const struct frame_user_figures *frame_user_figures(const struct frame_user *user)
 {
 	return &user->figures;

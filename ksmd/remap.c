@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -150,20 +151,32 @@ static uint64_t round_cpu_ns(const struct remap_work *o)
 	return clock_thread_cpu_ns() - o->cpu_ns + o->agents_cpu_us * NSEC_PER_USEC;
 }
 
-/* Rests until the CPU time so far is within the quota. Agents that say they used none are not held up; it is their
- * VM's CPU time. */
+/* How much too early it is for the next window: what was used so far is worth so much time, by the quota that is the
+ * furthest behind. Agents that say they used no CPU time are not held up; it is their VM's. */
+static double quota_ahead_ns(const struct remap_work *o)
+{
+	const struct remap_limits *l = o->limits;
+	uint64_t now = clock_mono_ns();
+	double since_start = (double)(now - o->start_ns), since_first = (double)(now - o->exchange_ns), ahead = 0;
+	double bytes = (double)o->result.exchanged_pages * PAGE_BYTES, windows = (double)o->result.windows;
+
+	if (l->cpu_percent)
+		ahead = fmax(ahead, (double)round_cpu_ns(o) * 100 / (double)l->cpu_percent - since_start);
+	if (l->bytes_per_s)
+		ahead = fmax(ahead, bytes * NSEC_PER_SEC / (double)l->bytes_per_s - since_first);
+	if (l->windows_per_s)
+		ahead = fmax(ahead, windows * NSEC_PER_SEC / (double)l->windows_per_s - since_first);
+	return ahead;
+}
+
+/* Rests until all quotas are kept. */
 static void quota_keep(const struct remap_work *o)
 {
-	uint64_t share = o->limits->cpu_percent, due, elapsed;
+	double ahead;
 
-	while (share > 0 && !remap_is_cancelled(o)) {
-		struct timespec nap = { 0, 0 };
+	while (!remap_is_ending(o) && (ahead = quota_ahead_ns(o)) > 0) {
+		struct timespec nap = { .tv_nsec = (long)fmin(ahead, NAP_MAX_NS) };
 
-		due = round_cpu_ns(o) / share * 100;
-		elapsed = clock_mono_ns() - o->start_ns;
-		if (due <= elapsed)
-			return;
-		nap.tv_nsec = (long)(due - elapsed < NAP_MAX_NS ? due - elapsed : NAP_MAX_NS);
 		nanosleep(&nap, NULL);
 	}
 }
@@ -184,12 +197,14 @@ static int windows_run(struct remap_work *o, struct plan *plan)
 		return r;
 	}
 	r = frames_allocate(o, &need, plan, &blocks, &frames);
-	while (r == 0 && !remap_is_cancelled(o) && plan_next(plan, w) == 1) {
+	o->exchange_ns = clock_mono_ns();
+	while (r == 0 && !remap_is_ending(o) && plan_next(plan, w) == 1) {
 		quota_keep(o);
 		remap_window_send(o, w);
 	}
 	for (size_t i = 0; i < o->count; i++)
 		remap_answers_take(o, &o->lanes[i], 0);
+	o->result.exchange_seconds = (double)(clock_mono_ns() - o->exchange_ns) / (double)NSEC_PER_SEC;
 	/* What was allocated and came to no use. */
 	if (r == 0 && need.block_frames)
 		store_release(o->r->store, blocks, need.block_frames);
@@ -327,6 +342,17 @@ int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, const
 	return error;
 }
 
+struct remap_rates remap_rates(const struct remap_result *result)
+{
+	double exchange = fmax(result->exchange_seconds, 1e-9), seconds = fmax(result->seconds, 1e-9);
+
+	return (struct remap_rates){
+		.windows_per_s = (double)result->windows / exchange,
+		.mib_per_s = (double)result->exchanged_pages * PAGE_BYTES / 1048576 / exchange,
+		.cpu_percent = result->cpu_seconds / seconds * 100,
+	};
+}
+
 /* ---- frames that nobody uses any more ---- */
 
 static uint32_t frames_free(struct remap *r, const uint64_t *used)
@@ -361,6 +387,11 @@ int remap_sweep(struct remap *r, uint32_t *ret_freed, bool *ret_more)
 	r->swept = true;
 	*ret_more = store_next_unused(r->store, used, &at, &n) || frame_users_stale(r->users);
 	return 0;
+}
+
+int remap_look(struct remap *r)
+{
+	return frame_users_look_clients(r->users);
 }
 
 void remap_vm_changed(struct remap *r, pid_t pid)

@@ -40,17 +40,28 @@ struct remap_result {
 	uint64_t merged_pages, zero_pages; /* as the agents said: by frames; left absent */
 	uint64_t unequal_runs, busy_runs, skipped_runs, failed_runs;
 	uint64_t filled_frames;
+	uint64_t exchanged_pages; /* named in commands, merged or not */
 	uint64_t planned_pages; /* what the plan would have saved; below the least gain nothing was done */
 	uint64_t stall_us_max;
-	double plan_seconds, seconds;
+	double plan_seconds, exchange_seconds, seconds;
 	double cpu_seconds; /* of this thread and, as they said, of the agents */
 	size_t metadata_bytes; /* store, index and plan, at the highest */
 };
 
+/* What the quotas are about, as measured. */
+struct remap_rates {
+	double windows_per_s, mib_per_s; /* from the first window to the last answer */
+	double cpu_percent;		 /* of one core, in the whole round */
+};
+struct remap_rates remap_rates(const struct remap_result *result);
+
 struct remap_limits {
 	uint64_t min_gain_pages; /* nothing is done unless the plan saves so much */
 	uint64_t cpu_percent;	 /* of one core, that agents and this thread may use together; 0: no limit */
+	uint64_t bytes_per_s, windows_per_s; /* that are exchanged; 0: no limit */
 	const _Atomic bool *cancel; /* set by another thread: the round ends soon, without waiting for answers; or NULL */
+	const _Atomic bool *stop;   /* the same: no window is begun any more, answers are waited for */
+	_Atomic uint64_t *merged_pages; /* counted up while the round goes on, for other threads; or NULL */
 };
 
 struct remap_vm_result {
@@ -66,9 +77,11 @@ int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, const
 /* Looks which frames are in use and frees those that were in use neither now nor at the sweep before. Not while
  * commands are under way. 0 and how many were freed, and whether another sweep may free more; -errno. */
 int remap_sweep(struct remap *r, uint32_t *ret_freed, bool *ret_more);
+/* Looks at the clients' mappings alone, for their figures. 0 or -errno. */
+int remap_look(struct remap *r);
 /* The pages of this VM's process are to be looked at in the next sweep. */
 void remap_vm_changed(struct remap *r, pid_t pid);
-/* Of the last sweep; false: this process is no client. */
+/* Of the last look, sweep or round; false: this process is no client. */
 bool remap_vm_figures(const struct remap *r, pid_t pid, struct frame_user_figures *ret_figures);
 /* Its agent said hello (again): no command of before will be carried out any more. */
 void remap_vm_hello(struct remap *r, pid_t pid);

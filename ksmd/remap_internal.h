@@ -43,7 +43,7 @@ struct remap_work {
 	size_t range_count;
 	uint64_t **huge, **left_out; /* per range */
 	const struct remap_limits *limits;
-	uint64_t start_ns;
+	uint64_t start_ns, exchange_ns; /* when the round, and its first window, began */
 	uint64_t cpu_ns;	/* of this thread when the round began */
 	uint64_t agents_cpu_us; /* as they said */
 	struct remap_result result;
@@ -60,5 +60,7 @@ void remap_window_send(struct remap_work *o, const struct plan_window *w);
 void remap_answers_take(struct remap_work *o, struct lane *lane, unsigned left);
 /* Whether the whole round is to end soon. */
 bool remap_is_cancelled(const struct remap_work *o);
+/* The same, or that no further window is to be begun. */
+bool remap_is_ending(const struct remap_work *o);
 
 #endif

@@ -29,6 +29,8 @@ static void answer_count(struct remap_work *o, struct lane *lane, const struct a
 		uint16_t merged = a->error ? 0 : a->results[i].merged;
 
 		merged = merged < run->pages ? merged : run->pages; /* it may say anything */
+		if (o->limits->merged_pages)
+			*o->limits->merged_pages += merged;
 		if (run->frame == AGENT_ZERO) {
 			lane->result.zero_pages += merged;
 			continue;
@@ -61,6 +63,11 @@ static int patience_ms(const struct lane *lane)
 bool remap_is_cancelled(const struct remap_work *o)
 {
 	return o->limits->cancel && *o->limits->cancel;
+}
+
+bool remap_is_ending(const struct remap_work *o)
+{
+	return remap_is_cancelled(o) || (o->limits->stop && *o->limits->stop);
 }
 
 void remap_answers_take(struct remap_work *o, struct lane *lane, unsigned left)
@@ -172,4 +179,6 @@ void remap_window_send(struct remap_work *o, const struct plan_window *w)
 	}
 	lane->count++;
 	o->result.windows++;
+	for (size_t i = 0; i < s->count; i++)
+		o->result.exchanged_pages += s->runs[i].pages;
 }

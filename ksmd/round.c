@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "ksmd/pass.h"
 
 struct round {
@@ -15,7 +16,8 @@ struct round {
 	size_t count;
 	struct remap_limits limits;
 	struct round_result result;
-	_Atomic bool cancel;
+	_Atomic bool cancel, stop;
+	_Atomic uint64_t merged_pages;
 	pthread_t thread;
 	bool joined;
 	int done_fd;
@@ -28,17 +30,20 @@ static void *round_main(void *arg)
 	uint64_t one = 1;
 
 	pthread_setname_np(pthread_self(), "remap");
+	if (res->look)
+		res->error = remap_look(r->remap);
+	res->look_cpu_ns = clock_thread_cpu_ns();
 	if (r->count > 0)
 		res->error = remap_round(r->remap, r->vms, r->count, &r->limits, res->vms, &res->merged);
-	if (!r->cancel)
+	if (!r->cancel && !res->look)
 		res->sweep_error = remap_sweep(r->remap, &res->freed_frames, &res->sweep_more);
 	if (write(r->done_fd, &one, sizeof(one)) < 0)
 		abort(); /* an eventfd that only this thread writes cannot be full */
 	return NULL;
 }
 
-int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
-		struct round **ret_round)
+static int start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
+		 bool look, struct round **ret_round)
 {
 	struct round *r = calloc(1, sizeof(*r));
 	int error = -ENOMEM;
@@ -48,6 +53,9 @@ int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, c
 	r->remap = remap;
 	r->limits = *limits;
 	r->limits.cancel = &r->cancel;
+	r->limits.stop = &r->stop;
+	r->limits.merged_pages = &r->merged_pages;
+	r->result.look = look;
 	r->joined = true; /* no thread yet */
 	r->done_fd = eventfd(0, EFD_CLOEXEC);
 	r->vms = calloc(count + 1, sizeof(*r->vms));
@@ -67,6 +75,27 @@ int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, c
 fail:
 	round_free(r);
 	return error;
+}
+
+int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
+		struct round **ret_round)
+{
+	return start(remap, vms, count, limits, false, ret_round);
+}
+
+int round_look(struct remap *remap, struct round **ret_round)
+{
+	return start(remap, NULL, 0, &(struct remap_limits){ 0 }, true, ret_round);
+}
+
+void round_stop(struct round *r)
+{
+	r->stop = true;
+}
+
+uint64_t round_merged_pages(const struct round *r)
+{
+	return r->merged_pages;
 }
 
 int round_done_fd(const struct round *r)
