@@ -139,7 +139,7 @@ void show_status(const json_t *answer)
 static void merge_vms(const json_t *vms)
 {
 	static const char *const titles[] = { "*VM",	 "*DOMAIN", "*ENGINE", ">RESIDENT", ">MERGEABLE",
-					      ">SAVED", ">MAPPED", ">IN KSM", "*REFUSED" };
+					      ">SAVED", ">MERGED", ">BROKEN", ">BREAKS/S", ">IN KSM", "*REFUSED" };
 	struct table *t = table_new(titles, ARRAY_SIZE(titles));
 	const json_t *vm;
 	size_t i;
@@ -151,7 +151,9 @@ static void merge_vms(const json_t *vms)
 		table_add(t, "%.1f", number(vm, "resident_mib"));
 		table_add(t, "%.1f", number(vm, "mergeable_mib"));
 		table_add(t, "%.1f", number(vm, "saved_mib"));
-		table_add(t, "%.1f", number(vm, "mapped_mib") - number(vm, "broken_mib"));
+		table_add(t, "%.1f", number(vm, "merged_mib"));
+		table_add(t, "%.1f", number(vm, "broken_mib"));
+		table_add(t, "%.0f", number(vm, "breaks_per_s"));
 		table_add(t, "%.1f", number(vm, "merging_mib"));
 		table_add(t, "%s", or_dash(text(vm, "refusal")));
 	}
@@ -171,12 +173,44 @@ static void show_round(const json_t *answer, const json_t *round)
 		       number(round, "filled_mib"), number(round, "longest_stall_us"));
 }
 
+/* "12 of 20", or "12" where there is no limit. */
+static void show_rate(const char *before, double rate, double limit, const char *unit)
+{
+	printf("%s%.0f", before, rate);
+	if (limit > 0)
+		printf(" of %.0f", limit);
+	fputs(unit, stdout);
+}
+
+static void show_rates(const json_t *round)
+{
+	show_rate("  rates    ", number(round, "windows_per_s"), number(round, "windows_per_s_limit"), " windows/s, ");
+	show_rate("", number(round, "exchanged_mib_per_s"), number(round, "exchanged_mib_per_s_limit"), " MiB/s, ");
+	show_rate("", number(round, "cpu_percent"), number(round, "cpu_percent_limit"), " % of a core\n");
+}
+
+static void show_debt(const json_t *answer)
+{
+	const json_t *domains = json_object_get(answer, "domains"), *domain;
+	size_t i;
+
+	printf("debt       %.1f of %.1f MiB merged may come back at once, %.1f MiB would fit: %s\n",
+	       number(answer, "debt_mib"), number(answer, "debt_most_mib"), number(answer, "debt_limit_mib"),
+	       text(answer, "debt_state"));
+	json_array_foreach(domains, i, domain)
+		printf("  domain   %s: %.1f MiB merged, %.0f pages a second break\n", or_dash(text(domain, "domain")),
+		       number(domain, "merged_mib"), number(domain, "breaks_per_s"));
+}
+
 void show_merge_status(const json_t *answer)
 {
 	const json_t *ksm = json_object_get(answer, "ksm"), *pass = json_object_get(answer, "last_pass");
 
 	printf("saved      %.1f MiB\n", number(answer, "saved_mib"));
+	show_debt(answer);
 	show_round(answer, json_object_get(answer, "last_round"));
+	if (json_is_object(json_object_get(answer, "last_round")))
+		show_rates(json_object_get(answer, "last_round"));
 	printf("scanner    %s: %s; %.1f MiB expected of it\n", text(answer, "state"), text(answer, "why"),
 	       number(answer, "expected_mib"));
 	if (json_is_object(pass))

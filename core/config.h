@@ -54,6 +54,9 @@ struct config {
 	uint64_t merge_min_gain_bytes;
 	uint64_t merge_target_ms;
 	uint64_t merge_cpu_percent;
+	uint64_t merge_bytes_per_s;   /* 0: no limit */
+	uint64_t merge_windows_per_s; /* the same */
+	uint64_t merge_debt_percent;
 	uint64_t merge_backoff_ms;
 
 	struct config_rule *rules; /* owned; in file order, a later match wins */

@@ -70,6 +70,14 @@ const struct config_key config_keys[] = {
 	{ "merge", "cpu_percent", CONFIG_PERCENT, G(merge_cpu_percent), 1, 25600, NULL, "50%", true,
 	  "CPU share, of one core, that merging may use while it is at work: agents and daemon together, or the kernel's "
 	  "scanner (which is one thread and cannot take more than 100%)." },
+	{ "merge", "bytes_per_s", CONFIG_SIZE, G(merge_bytes_per_s), 0, 1024 * GIB, NULL, "0", true,
+	  "Guest memory that agents may exchange for shared frames per second, on the whole host. 0: no limit." },
+	{ "merge", "windows_per_s", CONFIG_NUMBER, G(merge_windows_per_s), 0, 1000000, NULL, "0", true,
+	  "Windows of 2 MiB that agents may exchange per second; what touches one meanwhile waits for it. 0: no limit." },
+	{ "merge", "debt_share", CONFIG_PERCENT, G(merge_debt_percent), 0, 100, NULL, "20%", true,
+	  "How much of the merged memory the host must be able to give back at any time, whatever was observed: while "
+	  "free memory and swap would not take it, nothing more is merged. 100%: also if all guests write all of it at "
+	  "once." },
 	{ "merge", "backoff", CONFIG_DURATION, G(merge_backoff_ms), 1000, 24 * HOUR_MS, NULL, "10min", true,
 	  "When somebody else changes the KSM settings, the daemon keeps its hands off them for this long." },
 };

@@ -54,6 +54,7 @@ struct ksm_snapshot {
 	uint64_t pages_to_scan, sleep_ms;
 	uint64_t pages_shared, pages_sharing, zero_pages;
 	uint64_t pages_scanned, full_scans;
+	uint64_t cow_pages; /* copied on write since boot; 0: unknown, or nothing is merged */
 	uint64_t cpu_ns; /* used by the kernel's scanner thread since boot; 0: unknown */
 };
 

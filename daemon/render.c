@@ -173,35 +173,75 @@ static json_t *render_merge_vm(struct daemon *d, const struct ksmd_status *st, c
 {
 	const struct pass_vm *found = pass_of(st, vm);
 	struct engine_refusal refusals[ENGINE_REFUSALS_MAX];
-	struct frame_user_figures figures = { 0 };
+	struct ksmd_breaks b = { 0 };
+	const struct frame_user_figures *f = &b.figures;
 	size_t count;
 	enum merge_engine engine = ksmd_vm_engine(d->ksmd, &d->snapshot, vm, refusals, &count);
 	bool none = engine == MERGE_ENGINE_OFF && count > 0;
 
-	ksmd_vm_figures(d->ksmd, vm, &figures);
-	return json_pack("{s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:I, s:f, s:s}", "name", vm->name, "uuid",
-			 vm->uuid, "domain", shown_domain(vm->domain), "engine", engine_name(engine), "mergeable_mib",
-			 mib(found ? found->counts.mergeable : 0), "saved_mib",
+	ksmd_vm_breaks(d->ksmd, vm, &b);
+	return json_pack("{s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:b, s:I, s:f, s:s}", "name",
+			 vm->name, "uuid", vm->uuid, "domain", shown_domain(vm->domain), "engine", engine_name(engine),
+			 "mergeable_mib", mib(found ? found->counts.mergeable : 0), "saved_mib",
 			 mib((double)ksmd_vm_saved_pages(d->ksmd, vm)), "merging_mib",
-			 mib((double)vm->ksm_merging_pages), "mapped_mib", mib((double)figures.mapped_pages),
-			 "broken_mib", mib((double)figures.broken_pages), "mappings", (json_int_t)figures.mappings,
-			 "resident_mib", mib((double)(vm->rss_anon_bytes / PAGE_BYTES)), "refusal",
-			 none ? refusals[0].why : "");
+			 mib((double)vm->ksm_merging_pages), "mapped_mib", mib((double)f->mapped_pages), "merged_mib",
+			 mib((double)f->mapped_pages - (double)f->broken_pages), "broken_mib",
+			 mib((double)f->broken_pages), "breaks_per_s", rounded(b.per_s), "demoted", b.demoted,
+			 "mappings", (json_int_t)f->mappings, "resident_mib",
+			 mib((double)(vm->rss_anon_bytes / PAGE_BYTES)), "refusal", none ? refusals[0].why : "");
 }
 
-static json_t *render_round(const struct ksmd_status *st)
+/* Of the domains in which agents have merged. */
+static json_t *render_domains(struct daemon *d)
+{
+	json_t *domains = json_array();
+	struct ksmd_domain_breaks b;
+
+	for (size_t i = 0; domains && ksmd_domain_breaks(d->ksmd, i, &b); i++)
+		if (b.frames > 0)
+			json_array_append_new(domains,
+					      json_pack("{s:s, s:f, s:f, s:f}", "domain", shown_domain(b.name),
+							"frames_mib", mib((double)b.frames), "merged_mib",
+							mib((double)b.merged_pages), "breaks_per_s", rounded(b.per_s)));
+	return domains;
+}
+
+static json_t *render_debt(struct daemon *d, const struct ksmd_status *st)
+{
+	return json_pack("{s:f, s:f, s:s, s:s, s:f, s:f, s:o}", "debt_mib", mib((double)st->debt->pages),
+			 "debt_limit_mib", mib((double)st->debt->limit_pages), "debt_state",
+			 debt_state_name(st->debt->state), "debt_why", st->debt->why, "debt_most_mib",
+			 mib((double)st->merged_pages), "breaks_per_s", rounded(st->breaks_per_s), "domains",
+			 render_domains(d));
+}
+
+/* What the quotas are about, and the quotas of now. */
+static json_t *render_rates(const struct config *c, const struct remap_result *m)
+{
+	const struct remap_rates rates = remap_rates(m);
+
+	return json_pack("{s:f, s:f, s:f, s:I, s:f, s:I}", "windows_per_s", rounded(rates.windows_per_s),
+			 "exchanged_mib_per_s", rounded(rates.mib_per_s), "cpu_percent", rounded(rates.cpu_percent),
+			 "windows_per_s_limit", (json_int_t)c->merge_windows_per_s, "exchanged_mib_per_s_limit",
+			 mib((double)(c->merge_bytes_per_s / PAGE_BYTES)), "cpu_percent_limit",
+			 (json_int_t)c->merge_cpu_percent);
+}
+
+static json_t *render_round(const struct daemon *d, const struct ksmd_status *st)
 {
 	const struct remap_result *m = st->last_round;
+	json_t *counts;
 
 	if (!m)
 		return json_null();
-	return json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "merged_mib",
+	counts = json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "merged_mib",
 			 mib((double)m->merged_pages), "zero_mib", mib((double)m->zero_pages), "filled_mib",
 			 mib((double)m->filled_frames), "windows", (json_int_t)m->windows, "runs",
 			 (json_int_t)m->runs, "unequal_runs", (json_int_t)m->unequal_runs, "busy_runs",
 			 (json_int_t)m->busy_runs, "failed_runs", (json_int_t)m->failed_runs, "longest_stall_us",
 			 (json_int_t)m->stall_us_max, "seconds", rounded(m->seconds), "cpu_seconds",
 			 rounded(m->cpu_seconds));
+	return with(counts, render_rates(&d->config, m));
 }
 
 static json_t *render_ksm(const struct ksm_snapshot *ksm)
@@ -218,19 +258,20 @@ json_t *render_merge_status(struct daemon *d)
 {
 	const struct host_snapshot *s = &d->snapshot;
 	struct ksmd_status st;
-	json_t *vms = json_array();
+	json_t *vms = json_array(), *merging;
 
 	ksmd_status(d->ksmd, &st);
 	for (size_t i = 0; vms && i < s->vm_count; i++)
 		json_array_append_new(vms, render_merge_vm(d, &st, &s->vms[i]));
-	return json_pack("{s:b, s:s, s:s, s:f, s:f, s:f, s:b, s:b, s:I, s:I, s:I, s:f, s:I, s:o, s:o, s:o, s:o}",
+	merging = json_pack("{s:b, s:s, s:s, s:f, s:f, s:f, s:b, s:b, s:I, s:I, s:I, s:f, s:I, s:o, s:o, s:o, s:o}",
 			 "ksm_present", st.ksm_present, "state", ksm_state_name(st.state), "why", st.why,
 			 "expected_mib", mib((double)st.expected_pages), "saved_mib", mib((double)st.saved_pages),
 			 "frames_mib", mib((double)st.frames), "passing", st.passing, "merging", st.merging,
 			 "pass_done_pages", (json_int_t)st.pass_done_pages, "pass_total_pages",
 			 (json_int_t)st.pass_total_pages, "passes", (json_int_t)st.passes, "passes_cpu_seconds",
 			 rounded(st.cpu_seconds), "rounds", (json_int_t)st.rounds, "last_pass", render_pass(&st),
-			 "last_round", render_round(&st), "ksm", render_ksm(&s->ksm), "vms", vms);
+			 "last_round", render_round(d, &st), "ksm", render_ksm(&s->ksm), "vms", vms);
+	return with(merging, render_debt(d, &st));
 }
 
 /* "remap: no agent in its VMM"; what speaks against all engines stands alone. */

@@ -18,6 +18,7 @@ struct engine_facts {
 	enum merge_engine host_engine; /* [merge] engine */
 	bool has_agent;
 	const char *agent_why; /* why its agent cannot exchange any memory; NULL: it can */
+	const char *demoted_why; /* why it is not merged for a while, whoever would; NULL: it may be */
 	const char *slot_why;  /* why its agent cannot exchange this VM's RAM; NULL: it can, at least in part */
 	const char *const *hazards;
 	size_t hazard_count;

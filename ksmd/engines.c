@@ -18,6 +18,7 @@ static struct engine_facts facts_of(const struct ksmd *k, const struct tracked_v
 		.host_engine = (enum merge_engine)k->config->merge_engine,
 		.has_agent = t->has_agent,
 		.agent_why = t->agent_why[0] ? t->agent_why : NULL,
+		.demoted_why = t->demotion.demoted ? t->demotion.why : NULL,
 		.slot_why = t->slot_why[0] ? t->slot_why : NULL,
 		.hazards = t->hazards,
 		.hazard_count = t->hazard_count,
@@ -75,7 +76,7 @@ enum merge_engine ksmd_vm_engine(const struct ksmd *k, const struct host_snapsho
 	return t ? choose(k, t, vm, ksmd_host_refusal(k, s), ret_refusals, ret_count) : MERGE_ENGINE_OFF;
 }
 
-/* That could merge it if the configuration and the other VMs let it: for what there would be to gain. */
+/* That could merge it if the configuration, its past and the other VMs let it: for what there would be to gain. */
 static enum merge_engine engine_possible(const struct ksmd *k, const struct tracked_vm *t, const struct vm_snapshot *vm)
 {
 	struct engine_facts facts = facts_of(k, t, NULL);
@@ -84,6 +85,7 @@ static enum merge_engine engine_possible(const struct ksmd *k, const struct trac
 	size_t count;
 
 	facts.host_engine = MERGE_ENGINE_AUTO;
+	facts.demoted_why = NULL;
 	free_vm.engine = MERGE_ENGINE_AUTO;
 	return engine_choose(&free_vm, &facts, refusals, &count);
 }

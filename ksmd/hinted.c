@@ -54,7 +54,7 @@ void ksmd_marking_plan(struct ksmd *k)
 
 	k->marking_planned = false;
 	if (k->marking || k->round || k->round_planned || k->pass || !k->agents || !k->unmarked ||
-	    k->policy.state == KSM_MERGE)
+	    k->policy.state == KSM_MERGE || k->debt.state == DEBT_STOP)
 		return;
 	for (size_t i = 0; i < k->vm_count; i++) {
 		const struct pass_vm *found = k->vms[i].engine == MERGE_ENGINE_HINTED ? found_of(res, &k->vms[i]) : NULL;

@@ -231,6 +231,17 @@ struct ksm_kernel *ksm_kernel_free(struct ksm_kernel *k)
 
 /* ---- reading ---- */
 
+/* Since Linux 5.19. The file is long, and only of interest while there is something to copy. */
+static uint64_t cow_pages(const struct ksm_kernel *k)
+{
+	uint64_t pages = 0;
+	char text[16384];
+
+	if (fsio_read(k->fs, text, sizeof(text), "/proc/vmstat") < 0 || fsio_field_u64(text, "cow_ksm", &pages) < 0)
+		return 0;
+	return pages;
+}
+
 int ksm_kernel_read(struct ksm_kernel *k, struct ksm_snapshot *ret_snapshot)
 {
 	struct ksm_snapshot s = { .present = true };
@@ -256,6 +267,8 @@ int ksm_kernel_read(struct ksm_kernel *k, struct ksm_snapshot *ret_snapshot)
 			return r;
 	}
 	s.cpu_ns = scanner_cpu_ns(k);
+	if (s.pages_sharing + s.zero_pages > 0)
+		s.cow_pages = cow_pages(k);
 	*ret_snapshot = s;
 	return 0;
 }

@@ -324,8 +324,11 @@ static int domain_choose(struct ksmd *k, struct tracked_vm *t, const struct vm_s
 	const struct domain *before = t->domain;
 	int r = ksmd_domain(k, vm->domain, &t->domain);
 
-	if (r == 0 && before && before != t->domain && k->agents)
-		agents_drop(k->agents, t->pid);
+	if (r == 0 && before && before != t->domain) {
+		t->figures = (struct frame_user_figures){ 0 };
+		if (k->agents)
+			agents_drop(k->agents, t->pid);
+	}
 	return r;
 }
 
@@ -390,6 +393,7 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 	ksmd_engines_decide(k, s, in.refusal);
 	expectation_update(k, s, in.refusal != NULL);
 	saved_update(k, s);
+	ksmd_debt_update(k, s);
 	ksmd_round_plan(k, s);
 	ksmd_marking_plan(k);
 	/* Both work with the tables that a pass would write. */
@@ -399,6 +403,8 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 		return 0;
 	if (!in.refusal && !scanner_is_wanted(k))
 		in.refusal = "no VM is to be merged by the kernel's scanner";
+	if (!in.refusal && k->debt.state == DEBT_STOP)
+		in.refusal = k->debt.why;
 	if (!in.refusal && k->config->merge_engine == MERGE_ENGINE_AUTO && s->taken_ns < k->agents_called_ns)
 		in.refusal = "the agents of VMs that run already may still call";
 	in.foreign_change = ksm_kernel_was_changed(k->kernel, &s->ksm);
@@ -426,15 +432,6 @@ const struct module_ops ksmd_ops = {
 int ksmd_round_fd(const struct ksmd *k)
 {
 	return k->round ? round_done_fd(k->round) : k->marking ? marking_done_fd(k->marking) : -1;
-}
-
-bool ksmd_vm_figures(const struct ksmd *k, const struct vm_snapshot *vm, struct frame_user_figures *ret_figures)
-{
-	const struct tracked_vm *t = ksmd_track((struct ksmd *)(uintptr_t)k, vm);
-
-	if (!t || !t->domain || !t->domain->remap || k->round_domain == t->domain)
-		return false;
-	return remap_vm_figures(t->domain->remap, vm->pid, ret_figures);
 }
 
 int ksmd_pass_fd(const struct ksmd *k)
@@ -476,7 +473,10 @@ void ksmd_status(const struct ksmd *k, struct ksmd_status *ret_status)
 		.frames = frames_count(k),
 		.rounds = k->rounds,
 		.last_round = k->rounds ? &k->last_round : NULL,
-		.merging = k->round != NULL,
+		.merging = ksmd_round_merges(k),
+		.debt = &k->debt,
+		.merged_pages = k->merged_pages,
+		.breaks_per_s = k->breaks_per_s,
 	};
 
 	st.saved_pages = saved_sum(k, st.frames);

@@ -9,6 +9,7 @@
 #include "core/fsio.h"
 #include "core/module.h"
 #include "core/snapshot.h"
+#include "ksmd/debt.h"
 #include "ksmd/engine.h"
 #include "ksmd/pass.h"
 #include "ksmd/policy.h"
@@ -52,6 +53,9 @@ struct ksmd_status {
 	uint64_t rounds;	    /* of merging by agents */
 	const struct remap_result *last_round; /* NULL before the first one */
 	bool merging;		    /* a round is at work */
+	const struct debt *debt;
+	uint64_t merged_pages;	    /* that would need memory again if all of them were written */
+	double breaks_per_s;	    /* of them, by all engines */
 };
 /* Saved of one VM now: copies merged, and zero pages given back. */
 uint64_t ksmd_vm_saved_pages(const struct ksmd *k, const struct vm_snapshot *vm);
@@ -62,7 +66,21 @@ const char *ksmd_host_refusal(const struct ksmd *k, const struct host_snapshot *
 /* How a VM is merged (MERGE_ENGINE_OFF: not), and every reason against the engines that do not. */
 enum merge_engine ksmd_vm_engine(const struct ksmd *k, const struct host_snapshot *s, const struct vm_snapshot *vm,
 				 struct engine_refusal ret_refusals[ENGINE_REFUSALS_MAX], size_t *ret_count);
-/* What its memory is mapped to, as the last round or sweep saw it; false: nothing was ever merged by its agent. */
-bool ksmd_vm_figures(const struct ksmd *k, const struct vm_snapshot *vm, struct frame_user_figures *ret_figures);
+
+/* What a VM's memory is mapped to, as it was looked at last: zeroes if nothing was ever merged by its agent. */
+struct ksmd_breaks {
+	struct frame_user_figures figures;
+	double per_s;
+	bool demoted;
+};
+bool ksmd_vm_breaks(const struct ksmd *k, const struct vm_snapshot *vm, struct ksmd_breaks *ret_breaks);
+
+/* The same of domain number i, from 0 until there is none (false). */
+struct ksmd_domain_breaks {
+	const char *name; /* borrowed */
+	uint64_t merged_pages, frames;
+	double per_s;
+};
+bool ksmd_domain_breaks(const struct ksmd *k, size_t i, struct ksmd_domain_breaks *ret_breaks);
 
 #endif

@@ -6,6 +6,8 @@
 
 #include "core/clock.h"
 #include "ksmd/agents.h"
+#include "ksmd/debt.h"
+#include "ksmd/demote.h"
 #include "ksmd/ksm_kernel.h"
 #include "ksmd/ksmd.h"
 #include "ksmd/marking.h"
@@ -15,6 +17,11 @@
  * all processes costs some milliseconds for each VM that was merged. */
 #define SWEEP_REST_NS (5 * NSEC_PER_SEC)
 
+/* Between two looks at what merged VMs map, which is where breaks show: often enough for the debt's horizon of a minute.
+ * Longer where a look takes its time: it may use a thousandth of a core. */
+#define LOOK_NS (15 * NSEC_PER_SEC)
+#define LOOK_REST 1000
+
 /* The VMs that may share memory, and what they do share. */
 struct domain {
 	char *name;
@@ -23,6 +30,7 @@ struct domain {
 	bool passed;	     /* a pass has ended since the last round */
 	uint64_t residual_pages, residual_ns; /* what the last round could not get, and when that was */
 	uint64_t sweep_ns;   /* when frames are to be looked after; 0: not */
+	uint64_t look_ns;    /* when its VMs are to be looked at; 0: not */
 };
 
 /* What the module remembers of one VM from tick to tick. */
@@ -53,6 +61,11 @@ struct tracked_vm {
 	uint64_t dropped_pages;	  /* zero pages that its agent left absent, less what came back */
 	uint64_t rss_low_pages;	  /* resident when they were last counted */
 	uint64_t saved_pages;	  /* saved now */
+
+	/* Looked at now and then: */
+	struct frame_user_figures figures; /* no looks: nothing was ever merged by its agent */
+	struct break_rate rate;
+	struct demotion demotion;
 };
 
 struct ksmd {
@@ -77,6 +90,7 @@ struct ksmd {
 	struct round *round; /* in the background; NULL: none */
 	struct domain *round_domain;   /* the domain that it is about */
 	struct domain *round_planned;  /* NULL: none */
+	bool look_planned;	       /* it is to be only a look */
 	uint64_t rounds;
 	struct remap_result last_round;
 	struct marking *marking; /* in the background; NULL: none */
@@ -93,6 +107,10 @@ struct ksmd {
 	/* The estimate that merging goes by: */
 	uint64_t expected_pages, mergeable_pages;
 	uint64_t saved_pages; /* by the kernel's scanner */
+	struct debt debt;
+	struct break_rate kernel_rate; /* of what its scanner has merged */
+	uint64_t merged_pages;	       /* that the debt is about, and how many of them break */
+	double breaks_per_s;
 	bool pass_taken; /* since saved_pages was last counted */
 
 	char logged_why[160]; /* the last refusal that was logged */
@@ -114,8 +132,15 @@ void ksmd_peers_return(struct ksmd *k, const struct pass_input *inputs, size_t c
 void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s);
 void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s);
 void ksmd_round_begin(struct ksmd *k, bool dry_run);
+/* A round is at work that merges. */
+bool ksmd_round_merges(const struct ksmd *k);
 /* Pages of a VM that merging by its agent saves now, its share of the frames not taken off. */
 uint64_t ksmd_round_vm_saved(const struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm);
+
+/* debts.c: takes in what a round, sweep or look has seen of a domain's VMs; plans its next look. */
+void ksmd_looks_take(struct ksmd *k, struct domain *d, const struct host_snapshot *s, const struct round_result *res);
+/* Whether more may be merged; stops a round that merges if not. */
+void ksmd_debt_update(struct ksmd *k, const struct host_snapshot *s);
 
 /* hinted.c: the same for marking memory for the kernel's scanner. */
 void ksmd_marking_take(struct ksmd *k);

@@ -46,6 +46,17 @@ static void vms_take(struct ksmd *k, const struct round_result *res)
 	}
 }
 
+/* How fast a round exchanged, beside the quotas that it was held to (0: none). */
+static void rates_log(const struct ksmd *k, const struct domain *d, const struct remap_result *m)
+{
+	const struct remap_rates rates = remap_rates(m);
+
+	log_info("remap domain=%s rates windows=%.0f/s of %" PRIu64 "/s exchanged=%.0f MiB/s of %" PRIu64
+		 " MiB/s cpu=%.0f%% of %" PRIu64 "%%",
+		 d->name, rates.windows_per_s, k->config->merge_windows_per_s, rates.mib_per_s,
+		 k->config->merge_bytes_per_s >> 20, rates.cpu_percent, k->config->merge_cpu_percent);
+}
+
 static void merged_take(struct ksmd *k, const struct host_snapshot *s, const struct round_result *res)
 {
 	const struct remap_result *m = &res->merged;
@@ -71,6 +82,17 @@ static void merged_take(struct ksmd *k, const struct host_snapshot *s, const str
 		 " longest_stall=%" PRIu64 " us took=%.2f s cpu=%.2f s",
 		 d->name, m->merged_pages >> 8, m->zero_pages >> 8, m->windows, m->runs, m->filled_frames,
 		 m->unequal_runs, m->busy_runs, m->failed_runs, m->stall_us_max, m->seconds, m->cpu_seconds);
+	rates_log(k, d, m);
+}
+
+static void look_end(struct ksmd *k, const struct host_snapshot *s, const struct round_result *res)
+{
+	if (res->error) {
+		log_debug("remap domain=%s cannot be looked at now: %s", k->round_domain->name, strerror(-res->error));
+		k->round_domain->look_ns = s->taken_ns + LOOK_NS;
+	}
+	k->round = round_free(k->round);
+	k->round_domain = NULL;
 }
 
 void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s)
@@ -82,6 +104,11 @@ void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s)
 	if (!k->round || poll(&ended, 1, 0) != 1)
 		return;
 	res = round_wait(k->round);
+	ksmd_looks_take(k, k->round_domain, s, res);
+	if (res->look) {
+		look_end(k, s, res);
+		return;
+	}
 	round_vms(k->round, &count);
 	if (count > 0)
 		merged_take(k, s, res);
@@ -97,11 +124,20 @@ void ksmd_round_take(struct ksmd *k, const struct host_snapshot *s)
 	k->round_domain = NULL;
 }
 
+bool ksmd_round_merges(const struct ksmd *k)
+{
+	size_t count = 0;
+
+	if (k->round)
+		round_vms(k->round, &count);
+	return count > 0;
+}
+
 /* ---- the next round ---- */
 
 static bool wants_round(const struct ksmd *k, const struct domain *d)
 {
-	for (size_t i = 0; i < k->vm_count && d->passed; i++)
+	for (size_t i = 0; i < k->vm_count && d->passed && k->debt.state != DEBT_STOP; i++)
 		if (takes_part(&k->vms[i], d))
 			return true;
 	return false;
@@ -110,13 +146,21 @@ static bool wants_round(const struct ksmd *k, const struct domain *d)
 void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s)
 {
 	k->round_planned = NULL;
-	if (k->round || k->marking || k->pass || !k->agents)
+	k->look_planned = false;
+	if (k->round || k->marking || !k->agents)
 		return;
-	for (size_t i = 0; i < k->domain_count && !k->round_planned; i++) {
+	for (size_t i = 0; i < k->domain_count && !k->round_planned && !k->pass; i++) {
 		struct domain *d = k->domains[i];
 
 		if (wants_round(k, d) || (d->remap && d->sweep_ns && s->taken_ns >= d->sweep_ns))
 			k->round_planned = d;
+	}
+	/* A look needs no tables: it does not wait for a pass. */
+	for (size_t i = 0; i < k->domain_count && !k->round_planned; i++) {
+		struct domain *d = k->domains[i];
+
+		k->look_planned = d->look_ns && s->taken_ns >= d->look_ns;
+		k->round_planned = k->look_planned ? d : NULL;
 	}
 }
 
@@ -198,6 +242,8 @@ static struct remap_limits limits_of(const struct ksmd *k, const struct domain *
 	struct remap_limits limits = {
 		.min_gain_pages = k->config->merge_min_gain_bytes / PAGE_BYTES,
 		.cpu_percent = k->config->merge_cpu_percent,
+		.bytes_per_s = k->config->merge_bytes_per_s,
+		.windows_per_s = k->config->merge_windows_per_s,
 	};
 
 	if (d->residual_ns && clock_mono_ns() - d->residual_ns < RESIDUAL_KEEP_NS)
@@ -214,7 +260,7 @@ static void start(struct ksmd *k, struct domain *d)
 
 	if (r == 0) {
 		news_tell(k, d);
-		count = d->passed ? vms_lend(k, d, vms) : 0;
+		count = wants_round(k, d) ? vms_lend(k, d, vms) : 0;
 		r = round_start(d->remap, vms, count, &limits, &k->round);
 	}
 	d->sweep_ns = 0;
@@ -229,6 +275,17 @@ static void start(struct ksmd *k, struct domain *d)
 	free(vms);
 }
 
+static void look(struct ksmd *k, struct domain *d)
+{
+	int r = round_look(d->remap, &k->round);
+
+	d->look_ns = clock_mono_ns() + LOOK_NS; /* its end may say another time */
+	if (r == 0)
+		k->round_domain = d;
+	else
+		log_warning("remap domain=%s cannot be looked at, ignoring: %s", d->name, strerror(-r));
+}
+
 void ksmd_round_begin(struct ksmd *k, bool dry_run)
 {
 	struct domain *d = k->round_planned;
@@ -236,6 +293,10 @@ void ksmd_round_begin(struct ksmd *k, bool dry_run)
 	k->round_planned = NULL;
 	if (!d)
 		return;
+	if (k->look_planned) {
+		look(k, d);
+		return;
+	}
 	if (dry_run && wants_round(k, d))
 		log_info("dry run: remap domain=%s would start", d->name);
 	else if (!dry_run)
@@ -258,12 +319,13 @@ static void dropped_update(struct tracked_vm *t, const struct vm_snapshot *vm)
 
 uint64_t ksmd_round_vm_saved(const struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm)
 {
-	struct frame_user_figures f;
+	const struct frame_user_figures *f = &t->figures;
 
 	dropped_update(t, vm);
 	if (t->domain && t->domain == k->round_domain) /* as it was: the round changes it under our eyes */
 		return t->saved_pages;
-	if (!ksmd_vm_figures(k, vm, &f))
+	if (f->looks == 0)
 		return 0;
-	return f.mapped_pages - (f.broken_pages < f.mapped_pages ? f.broken_pages : f.mapped_pages) + t->dropped_pages;
+	return f->mapped_pages - (f->broken_pages < f->mapped_pages ? f->broken_pages : f->mapped_pages) +
+	       t->dropped_pages;
 }

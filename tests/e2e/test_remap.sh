@@ -81,6 +81,10 @@ domain = both'
 start_daemon
 wait_for 60 "the first round" merged 64
 ctl merge status
+status_is "j['debt_state'] == 'ok' and 0.1 < j['debt_mib'] / j['debt_most_mib'] <= 1 and j['debt_most_mib'] > j['saved_mib']" ||
+	die "the debt does not count what was merged"
+status_is "abs(j['domains'][0]['merged_mib'] - sum(v['merged_mib'] for v in j['vms'] if v['domain'] == 'both')) < 1" ||
+	die "the domain's figures are not its VMs'"
 ctl explain a | grep -q '^engine *remap' || die "a: not merged by remap"
 ctl explain plain >"$work/explain"
 grep -q '^engine *none' "$work/explain" || die "plain: merged without an agent"

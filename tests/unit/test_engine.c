@@ -74,6 +74,9 @@ static void test_engine_reasons_against_all(void)
 	regions[1].backing = MEM_FILE;
 	CU_ASSERT_TRUE(chosen() == MERGE_ENGINE_OFF && refuses(MERGE_ENGINE_AUTO, "file-backed"));
 	begin();
+	facts.demoted_why = "its merges keep breaking";
+	CU_ASSERT_TRUE(chosen() == MERGE_ENGINE_OFF && refuses(MERGE_ENGINE_AUTO, "keep breaking"));
+	begin();
 	facts.host_engine = MERGE_ENGINE_OFF;
 	CU_ASSERT_TRUE(chosen() == MERGE_ENGINE_OFF && refuses(MERGE_ENGINE_AUTO, "engine = off"));
 }

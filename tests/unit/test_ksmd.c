@@ -269,6 +269,41 @@ static void test_ksmd_refusal_table_keeps_scanner_off(void)
 	}
 }
 
+/* What the kernel has merged counts: while it would not fit into memory if it came back, no more is merged. */
+static void test_ksmd_debt_keeps_scanner_off_until_it_fits(void)
+{
+	struct unit_stderr capture;
+	auto_free char *text = NULL;
+	struct world w;
+
+	if (geteuid() != 0)
+		UNIT_SKIP("reading another process needs root");
+	unit_stderr_begin(&capture);
+	world_begin(&w, true, false);
+	knob(&w, "pages_sharing", "51200\n"); /* 200 MiB, of which a fifth is the debt */
+	w.s.mem_available_bytes = 39 << 20;
+	start_merging(&w);
+	CU_ASSERT_EQUAL(status(&w).debt->state, DEBT_STOP);
+	CU_ASSERT_EQUAL(status(&w).debt->pages, 51200 / 5);
+	CU_ASSERT_EQUAL(status(&w).merged_pages, 51200);
+	CU_ASSERT_TRUE(knob_is(&w, "run", "0\n"));
+	CU_ASSERT_PTR_NOT_NULL(strstr(status(&w).why, "40 of 200 MiB merged may come back at once"));
+	w.s.mem_available_bytes = 41 << 20; /* it would fit, but only just */
+	tick(&w, 1);
+	CU_ASSERT_TRUE(knob_is(&w, "run", "0\n"));
+	w.s.swap_free_bytes = 9 << 20;
+	tick(&w, 1);
+	CU_ASSERT_EQUAL(status(&w).debt->state, DEBT_OK);
+	CU_ASSERT_TRUE(knob_is(&w, "run", "1"));
+	w.s.mem_available_bytes = 0;
+	tick(&w, 1);
+	CU_ASSERT_TRUE(knob_is(&w, "run", "0"));
+	world_end(&w);
+	text = unit_stderr_end(&capture);
+	CU_ASSERT_PTR_NOT_NULL(strstr(text, "debt stop why=\"40 of 200 MiB"));
+	CU_ASSERT_PTR_NOT_NULL(strstr(text, "debt ok why="));
+}
+
 static void test_ksmd_without_ksm_estimates_work(void)
 {
 	struct world w;
@@ -352,6 +387,7 @@ int main(void)
 		{ "foreign_change", test_ksmd_foreign_change_yields_then_returns },
 		{ "left_running", test_ksmd_left_running_is_stopped },
 		{ "host_refusals", test_ksmd_refusal_table_keeps_scanner_off },
+		{ "debt", test_ksmd_debt_keeps_scanner_off_until_it_fits },
 		{ "without_ksm", test_ksmd_without_ksm_estimates_work },
 		{ "dry_run", test_ksmd_dry_run_writes_nothing },
 		{ "vm_died", test_ksmd_vm_that_died_is_forgotten },
