@@ -94,6 +94,19 @@ static json_t *run_dirty(struct replay *r, const char *args, const char **ret_wh
 	return result < 0 ? NULL : json_pack("{s:I}", "rate", (json_int_t)rate);
 }
 
+static json_t *run_rewrite(struct replay *r, const char *args, const char **ret_why)
+{
+	struct rewrite_result result;
+
+	(void)args;
+	*ret_why = "stop dirty first: both change the same bytes";
+	if (r->dirtier)
+		return NULL;
+	rewrite_all(&r->mem, &result);
+	return json_pack("{s:I, s:I, s:I}", "pages", (json_int_t)result.pages, "ns", (json_int_t)result.ns, "longest_ns",
+			 (json_int_t)result.longest_ns);
+}
+
 static json_t *run_checksum(struct replay *r, const char *args, const char **ret_why)
 {
 	struct replay_check check;
@@ -155,6 +168,7 @@ static json_t *run_quit(struct replay *r, const char *args, const char **ret_why
 static const struct command commands[] = {
 	{ "attach", "SOCKET - let a daemon merge the memory through the agent", run_attach },
 	{ "dirty", "PAGES_PER_S | off - change random pages at this rate; off puts them back", run_dirty },
+	{ "rewrite", "- write to every page at once, and put them back; how long that took", run_rewrite },
 	{ "victim", "start [ACCESSES_PER_S] | stop - touch random pages; stop reports how long accesses took",
 	  run_victim },
 	{ "checksum", "- of all pages, and how many are not what was loaded", run_checksum },

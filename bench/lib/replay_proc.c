@@ -242,6 +242,30 @@ int replay_group_victims_stop(struct replay_group *g, struct hist *hist, uint64_
 	return r;
 }
 
+int replay_group_rewrite(struct replay_group *g, struct replay_rewritten *ret_rewritten)
+{
+	struct replay_rewritten sum = { 0 };
+	int r = 0;
+
+	for (size_t i = 0; i < g->count && r == 0; i++)
+		r = send_line(&g->proc[i], "rewrite");
+	for (size_t i = 0; i < g->count && r == 0; i++) {
+		json_t *answer = NULL;
+		uint64_t ns, longest_ns;
+
+		r = read_answer(&g->proc[i], &answer);
+		ns = (uint64_t)json_integer_value(json_object_get(answer, "ns"));
+		longest_ns = (uint64_t)json_integer_value(json_object_get(answer, "longest_ns"));
+		sum.pages += (uint64_t)json_integer_value(json_object_get(answer, "pages"));
+		sum.ns = ns > sum.ns ? ns : sum.ns;
+		sum.longest_ns = longest_ns > sum.longest_ns ? longest_ns : sum.longest_ns;
+		json_decref(answer);
+	}
+	if (r == 0)
+		*ret_rewritten = sum;
+	return r;
+}
+
 int replay_group_check(struct replay_group *g, uint64_t *ret_wrong_pages)
 {
 	uint64_t wrong = 0;

@@ -38,6 +38,11 @@ int replay_command(struct replay_proc *p, const char *command, json_t **ret_answ
 int replay_group_victims_start(struct replay_group *g);
 /* Adds up what all saw. 0 or -errno. */
 int replay_group_victims_stop(struct replay_group *g, struct hist *hist, uint64_t *ret_lost_writes);
+/* All guests write to all of their pages at the same time: until the last was through, and the longest single write. */
+struct replay_rewritten {
+	uint64_t pages, ns, longest_ns;
+};
+int replay_group_rewrite(struct replay_group *g, struct replay_rewritten *ret_rewritten);
 /* Pages that are not what was loaded, in all. 0 or -errno. */
 int replay_group_check(struct replay_group *g, uint64_t *ret_wrong_pages);
 

@@ -27,6 +27,13 @@ int victim_start(const struct replay_mem *m, uint64_t rate, struct victim **ret_
 /* Stops, restores, frees. */
 void victim_stop(struct victim *v, struct victim_result *ret_result);
 
+/* Writes to every page at once, as fast as one thread can, and puts all back in a second turn: a write that was lost is
+ * found by the checksum. */
+struct rewrite_result {
+	uint64_t pages, ns, longest_ns; /* of the first turn; of one write */
+};
+void rewrite_all(const struct replay_mem *m, struct rewrite_result *ret_result);
+
 struct dirtier;
 
 /* Changes rate random pages per second. Needs 16 bytes of memory per page. 0 or -errno. */
