@@ -200,6 +200,9 @@ static const char *exchange_open(struct memvirt_agent *a)
 	return NULL;
 }
 
+/* Why no memory can be given back. */
+static const char no_unmerge[] = "this agent cannot un-merge";
+
 static int hello(const struct memvirt_agent *a, int sock)
 {
 	struct agent_hello h = { .header.type = AGENT_HELLO,
@@ -207,8 +210,7 @@ static int hello(const struct memvirt_agent *a, int sock)
 				 .flags = a->no_x ? 0 : AGENT_CAN_REMAP };
 	const int fds[] = { a->uffd, a->journal_fd };
 
-	if (a->no_x)
-		snprintf(h.why, sizeof(h.why), "%s", a->no_x);
+	snprintf(h.why, sizeof(h.why), "%s", a->no_x ? a->no_x : no_unmerge);
 	return packet_send(sock, &h, sizeof(h), fds, a->no_x ? 0 : ARRAY_SIZE(fds));
 }
 

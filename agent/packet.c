@@ -52,7 +52,7 @@ static unsigned fds_expected(const struct packet *p)
 {
 	switch (p->header.type) {
 	case AGENT_HELLO:
-		return p->hello.flags & AGENT_CAN_REMAP ? 2 : 0;
+		return p->hello.flags & AGENT_CAN_UNMERGE ? 3 : p->hello.flags & AGENT_CAN_REMAP ? 2 : 0;
 	case AGENT_STORE:
 		return 1;
 	case AGENT_UFFD:
@@ -62,15 +62,31 @@ static unsigned fds_expected(const struct packet *p)
 	}
 }
 
-/* A reason is there exactly when the exchange is not, and can be printed as it is. */
-static bool why_fits(bool can, const char why[AGENT_WHY_BYTES])
+/* Can be printed as it is. */
+static bool text_fits(const char why[AGENT_WHY_BYTES])
 {
 	size_t len = strnlen(why, AGENT_WHY_BYTES);
 
 	for (size_t i = 0; i < AGENT_WHY_BYTES; i++)
 		if (i < len ? why[i] < ' ' || why[i] > '~' : why[i] != '\0')
 			return false;
-	return can == (len == 0) && len < AGENT_WHY_BYTES;
+	return len < AGENT_WHY_BYTES;
+}
+
+/* A reason is there exactly when the exchange is not. */
+static bool why_fits(uint32_t flags, const char why[AGENT_WHY_BYTES])
+{
+	return text_fits(why) && flags == (why[0] ? 0 : AGENT_CAN_REMAP);
+}
+
+/* Since version 3 there are two things that it may be unable to do, and one reason for the first that it is. */
+static bool hello_fits(const struct agent_hello *h)
+{
+	const uint32_t all = AGENT_CAN_REMAP | AGENT_CAN_UNMERGE;
+
+	if (h->version < 3 || (h->flags & AGENT_CAN_REMAP) == 0)
+		return why_fits(h->flags, h->why);
+	return text_fits(h->why) && (h->flags & ~all) == 0 && (h->flags == all) == (h->why[0] == '\0');
 }
 
 static bool range_fits(uint64_t hva, uint64_t bytes)
@@ -152,8 +168,7 @@ static bool fields_fit(struct packet *p)
 {
 	switch ((enum agent_message)p->header.type) {
 	case AGENT_HELLO:
-		return (p->hello.flags & ~AGENT_CAN_REMAP) == 0 &&
-		       why_fits(p->hello.flags & AGENT_CAN_REMAP, p->hello.why);
+		return hello_fits(&p->hello);
 	case AGENT_SLOT:
 		return slot_fits(&p->slot);
 	case AGENT_UNSLOT:
@@ -190,7 +205,7 @@ int packet_check(struct packet *p, unsigned fd_count)
 		return -EPROTO;
 	k = &kinds[h->type];
 	if (h->type == AGENT_HELLO && p->len >= offsetof(struct agent_hello, flags) &&
-	    p->hello.version != AGENT_PROTOCOL_VERSION)
+	    (p->hello.version < AGENT_PROTOCOL_OLDEST || p->hello.version > AGENT_PROTOCOL_VERSION))
 		return -EPROTONOSUPPORT; /* whatever else that version says there */
 	if (h->count > k->most || p->len != k->fixed + (size_t)k->each * h->count || fd_count != fds_expected(p) ||
 	    (h->sequence != 0 && !k->numbered))

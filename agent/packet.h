@@ -10,7 +10,7 @@
 
 #include "agent/protocol.h"
 
-#define PACKET_FDS_MAX 2u
+#define PACKET_FDS_MAX 3u
 
 struct packet {
 	union {
@@ -50,8 +50,8 @@ static inline struct agent_hashed *packet_hashed(struct packet *p)
 }
 
 /* Does the packet fit its type: its length, the number of its descriptors, and every field as far as that can be
- * said without knowing slots, the store or what was asked before? 0, -EPROTO, or -EPROTONOSUPPORT: HELLO of another
- * version. Which types may come from the other side is for the caller to say. Pure. p->len is at most
+ * said without knowing slots, the store or what was asked before? 0, -EPROTO, or -EPROTONOSUPPORT: HELLO of a
+ * version that is not served. Which types may come from the other side is for the caller to say. Pure. p->len is at most
  * AGENT_PACKET_MAX. */
 int packet_check(struct packet *p, unsigned fd_count);
 

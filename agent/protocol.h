@@ -9,6 +9,12 @@
  * says HELLO, with its userfaultfd and its journal (a memfd of one page that holds struct exchange_journal) as
  * descriptors: with these the daemon can finish an exchange whose executor died (SAFETY.md, R5). Without them, when
  * its kernel or its VMM rules the exchange out, it can still mark memory for the kernel's scanner, and says why.
+ * An agent that can give a VM its own memory back (un-merge) sends the userfaultfd that it does this with as a third
+ * descriptor, for the same reason.
+ *
+ * HELLO says which version the agent speaks, and the daemon keeps to it: version 3 is version 2 with un-merging. A
+ * daemon knows the versions from AGENT_PROTOCOL_OLDEST on and turns away others, who try again later: VMs outlive a
+ * daemon, and an agent lives as long as its VM.
  *
  * SLOT names each range of guest RAM, in the same way: fit for the exchange, or only for marking and why. The daemon
  * sends STORE once, with the store's read-only descriptor, then MERGE for windows; each is answered by exactly one
@@ -21,7 +27,8 @@
 
 #include <stdint.h>
 
-#define AGENT_PROTOCOL_VERSION 2u
+#define AGENT_PROTOCOL_VERSION 3u
+#define AGENT_PROTOCOL_OLDEST 2u /* that a daemon still serves */
 #define AGENT_PACKET_MAX 16384u /* a full MERGE is 4,120 bytes */
 #define AGENT_RUNS_MAX 512u
 #define AGENT_SLOTS_MAX 64u
@@ -32,7 +39,7 @@
 #define AGENT_ZERO UINT32_MAX /* in place of a frame: the pages are all zero, leave them absent */
 
 enum agent_message {
-	AGENT_HELLO = 1, /* agent -> daemon, 2 descriptors: userfaultfd, journal */
+	AGENT_HELLO = 1, /* agent -> daemon, 2 descriptors: userfaultfd, journal; or 3: see AGENT_CAN_UNMERGE */
 	AGENT_SLOT,	 /* agent -> daemon */
 	AGENT_UNSLOT,	 /* agent -> daemon */
 	AGENT_STORE,	 /* daemon -> agent, 1 descriptor */
@@ -48,6 +55,7 @@ enum agent_message {
 };
 
 #define AGENT_CAN_REMAP 1u /* else only HINT */
+#define AGENT_CAN_UNMERGE 2u /* of HELLO, since version 3; only with AGENT_CAN_REMAP: the third descriptor is there */
 #define AGENT_TRACKED 4u   /* of a slot that can be remapped: PAGEMAP_SCAN tells what was written to it (WP_ASYNC) */
 
 struct agent_header {
@@ -59,8 +67,8 @@ struct agent_header {
 struct agent_hello {
 	struct agent_header header;
 	uint32_t version; /* AGENT_PROTOCOL_VERSION of the sender */
-	uint32_t flags;	  /* AGENT_CAN_REMAP: two descriptors come with it */
-	char why[AGENT_WHY_BYTES]; /* why not; empty if it can */
+	uint32_t flags;	  /* AGENT_CAN_REMAP: two descriptors come with it; AGENT_CAN_UNMERGE: three */
+	char why[AGENT_WHY_BYTES]; /* why not, or why it cannot un-merge; empty if it can do all */
 };
 
 struct agent_uffd {

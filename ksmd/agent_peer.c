@@ -31,6 +31,7 @@ struct agent_peer {
 	int pidfd;
 	bool ready, wants_uffd, released;
 	uint64_t store_inode; /* of the store that it was given; 0: none */
+	uint32_t version, can; /* as it said hello */
 	char why[AGENT_WHY_BYTES];
 	int uffd; /* -1: no exchange */
 	struct exchange_journal *journal;
@@ -145,6 +146,8 @@ static int hello_take(struct agent_peer *p, struct packet *packet)
 		if (r == 0)
 			p->uffd = take_fd(packet->fds[0]);
 	}
+	p->version = packet->hello.version;
+	p->can = packet->hello.flags;
 	memcpy(p->why, packet->hello.why, sizeof(p->why));
 	p->ready = r == 0;
 	p->wants_uffd = false;
@@ -288,7 +291,14 @@ bool agent_peer_ready(const struct agent_peer *p)
 
 const char *agent_peer_refusal(const struct agent_peer *p)
 {
-	return p->why[0] ? p->why : NULL;
+	return p->can & AGENT_CAN_REMAP ? NULL : p->why;
+}
+
+const char *agent_peer_unmerge_refusal(const struct agent_peer *p)
+{
+	if (p->version < 3)
+		return "its agent is of an earlier version (restart the VM)";
+	return p->can & AGENT_CAN_UNMERGE ? NULL : p->why;
 }
 
 size_t agent_peer_slots(const struct agent_peer *p, const struct agent_slot_view **ret_slots)

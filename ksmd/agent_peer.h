@@ -28,6 +28,8 @@ int agent_peer_pidfd(const struct agent_peer *p); /* borrowed */
 bool agent_peer_ready(const struct agent_peer *p); /* HELLO has come */
 /* Why no memory of its VMM can be exchanged, in its words (printable, at most AGENT_WHY_BYTES); NULL: some can. */
 const char *agent_peer_refusal(const struct agent_peer *p);
+/* Why its VM's merged memory cannot be given back to it as its own. Likewise. */
+const char *agent_peer_unmerge_refusal(const struct agent_peer *p);
 
 struct agent_slot_view {
 	uint64_t hva, bytes;

@@ -542,10 +542,11 @@ static void test_packet_receive_more_descriptors_than_said_closed(void)
 	static const struct {
 		unsigned fds;
 		int want;
-	} cases[] = { { 2, 0 }, { 0, -EPROTO }, { 1, -EPROTO }, { 3, -ETOOMANYREFS }, { 253, -ETOOMANYREFS } };
+	} cases[] = { { 2, 0 }, { 0, -EPROTO }, { 1, -EPROTO }, { 3, -EPROTO }, { 4, -ETOOMANYREFS }, { 253, -ETOOMANYREFS } };
 	const struct agent_hello hello = { .header.type = AGENT_HELLO,
 					   .version = AGENT_PROTOCOL_VERSION,
-					   .flags = AGENT_CAN_REMAP };
+					   .flags = AGENT_CAN_REMAP,
+					   .why = "no freezer" };
 	int ends[2];
 	unsigned fds;
 
@@ -566,6 +567,8 @@ static void test_packet_receive_more_descriptors_than_said_closed(void)
 }
 
 #define REMAP (UINT64_C(1) << 32) /* the second word's upper half: flags */
+#define UNMERGE (UINT64_C(2) << 32)
+#define V2 UINT64_C(2)
 #define V AGENT_PROTOCOL_VERSION
 #define WHY UINT64_C(0x646c6f206f6f74) /* "too old" */
 
@@ -578,19 +581,26 @@ static void test_packet_check_each_type_bad_fields_refused(void)
 		uint64_t words[5];
 		int want;
 	} cases[] = {
-		{ "hello", 2, 112, { AGENT_HELLO, REMAP | V }, 0 },
+		{ "hello", 3, 112, { AGENT_HELLO, REMAP | UNMERGE | V }, 0 },
+		{ "hello, no un-merging", 2, 112, { AGENT_HELLO, REMAP | V, WHY }, 0 },
+		{ "hello, no un-merging, without a reason", 2, 112, { AGENT_HELLO, REMAP | V }, -EPROTO },
+		{ "hello, all and a reason", 3, 112, { AGENT_HELLO, REMAP | UNMERGE | V, WHY }, -EPROTO },
+		{ "hello, only un-merging", 3, 112, { AGENT_HELLO, UNMERGE | V, WHY }, -EPROTO },
+		{ "hello, third descriptor missing", 2, 112, { AGENT_HELLO, REMAP | UNMERGE | V }, -EPROTO },
+		{ "hello of version 2", 2, 112, { AGENT_HELLO, REMAP | V2 }, 0 },
+		{ "hello of version 2 that un-merges", 3, 112, { AGENT_HELLO, REMAP | UNMERGE | V2 }, -EPROTO },
+		{ "hello of version 2 with a reason", 2, 112, { AGENT_HELLO, REMAP | V2, WHY }, -EPROTO },
 		{ "hello of version 1", 2, 112, { AGENT_HELLO, REMAP | 1 }, -EPROTONOSUPPORT },
 		{ "hello of version 9, shorter", 0, 16, { AGENT_HELLO, 9 }, -EPROTONOSUPPORT },
-		{ "hello without journal", 1, 112, { AGENT_HELLO, REMAP | V }, -EPROTO },
+		{ "hello without journal", 1, 112, { AGENT_HELLO, REMAP | V, WHY }, -EPROTO },
 		{ "hello, only hints", 0, 112, { AGENT_HELLO, V, WHY }, 0 },
 		{ "hello, only hints, with descriptors", 2, 112, { AGENT_HELLO, V, WHY }, -EPROTO },
 		{ "hello, only hints, without a reason", 0, 112, { AGENT_HELLO, V }, -EPROTO },
-		{ "hello with a reason for nothing", 2, 112, { AGENT_HELLO, REMAP | V, WHY }, -EPROTO },
-		{ "hello, unknown flag", 2, 112, { AGENT_HELLO, UINT64_C(3) << 32 | V }, -EPROTO },
+				{ "hello, unknown flag", 2, 112, { AGENT_HELLO, UINT64_C(5) << 32 | V, WHY }, -EPROTO },
 		{ "hello, reason that rings", 0, 112, { AGENT_HELLO, V, 7 }, -EPROTO },
 		{ "hello, reason with a hole", 0, 112, { AGENT_HELLO, V, 'a', 'b' }, -EPROTO },
-		{ "hello with sequence", 2, 112, { UINT64_C(1) << 32 | AGENT_HELLO, REMAP | V }, -EPROTO },
-		{ "hello with count", 2, 112, { 1 << 16 | AGENT_HELLO, REMAP | V }, -EPROTO },
+		{ "hello with sequence", 2, 112, { UINT64_C(1) << 32 | AGENT_HELLO, REMAP | V2 }, -EPROTO },
+		{ "hello with count", 2, 112, { 1 << 16 | AGENT_HELLO, REMAP | V2 }, -EPROTO },
 		{ "slot", 0, 128, { AGENT_SLOT, 4096, 4096, 1 }, 0 },
 		{ "slot, only hints", 0, 128, { AGENT_SLOT, 4096, 4096, 0, WHY }, 0 },
 		{ "slot, reserved", 0, 128, { AGENT_SLOT, 4096, 4096, REMAP | 1 }, -EPROTO },

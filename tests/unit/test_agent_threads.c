@@ -190,7 +190,7 @@ static void *forker(void *arg)
 static void vmm_start(const char *dir)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	struct packet hello = { .fds = { -1, -1 } };
+	struct packet hello = { .fds = { -1, -1, -1 } };
 	const char *why;
 	uint8_t *area = mmap(NULL, RAM_BYTES + 2 * WINDOW_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 

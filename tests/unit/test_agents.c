@@ -69,11 +69,48 @@ static void say_slot(int fd, uint64_t hva, const char *why)
 	CU_ASSERT_EQUAL(packet_send(fd, &slot, sizeof(slot), NULL, 0), 0);
 }
 
+static void hello_as(int fd, uint32_t version, const char *why)
+{
+	struct agent_hello hello = { .header.type = AGENT_HELLO, .version = version };
+
+	snprintf(hello.why, sizeof(hello.why), "%s", why);
+	CU_ASSERT_EQUAL(packet_send(fd, &hello, sizeof(hello), NULL, 0), 0);
+	settle();
+}
+
 static bool is_closed(int fd)
 {
 	struct packet p;
 
 	return packet_receive(fd, &p, MSG_DONTWAIT) == -ECONNRESET;
+}
+
+/* VMs outlive a daemon: one of this version serves the agents of the one before. */
+static void test_agents_version_before_is_served_others_not(void)
+{
+	const uint32_t unknown[] = { 0, AGENT_PROTOCOL_OLDEST - 1, AGENT_PROTOCOL_VERSION + 1 };
+	struct agent *agent;
+	int fd;
+
+	rig_start();
+	for (size_t i = 0; i < ARRAY_SIZE(unknown); i++) {
+		fd = dial();
+		hello_as(fd, unknown[i], "too old");
+		CU_ASSERT_TRUE(is_closed(fd));
+		close(fd);
+	}
+	for (uint32_t v = AGENT_PROTOCOL_OLDEST; v <= AGENT_PROTOCOL_VERSION; v++) {
+		fd = dial();
+		hello_as(fd, v, "too old");
+		agent = agents_find(rig.agents, getpid());
+		CU_ASSERT_PTR_NOT_NULL_FATAL(agent);
+		CU_ASSERT_STRING_EQUAL(agent_peer_refusal(agent->peer), "too old");
+		CU_ASSERT_STRING_EQUAL(agent_peer_unmerge_refusal(agent->peer),
+				       v < 3 ? "its agent is of an earlier version (restart the VM)" : "too old");
+		close(fd);
+		settle();
+	}
+	agents_free(rig.agents);
 }
 
 static void test_agents_hello_and_slots_are_known(void)
@@ -457,6 +494,7 @@ int main(void)
 {
 	static CU_TestInfo tests[] = {
 		{ "hello", test_agents_hello_and_slots_are_known },
+		{ "versions", test_agents_version_before_is_served_others_not },
 		{ "group", test_agents_unknown_group_leaves_no_socket },
 		{ "strangers", test_agents_strangers_looked_for_once },
 		{ "userfaultfd", test_agents_userfaultfd_only_for_vms },
