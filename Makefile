@@ -41,9 +41,10 @@ CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard cli/*.c)))
 AGENT_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(filter-out agent/preload%,$(wildcard agent/*.c))))
 # The same for a VMM that was not built with it: with the interposed calls, and built so that it makes none of them.
 PRELOAD_OBJ := $(patsubst %.c,$(BUILD)/preload/%.o,$(sort $(wildcard agent/*.c)))
-EXCHANGE_OBJ := $(patsubst %,$(BUILD)/agent/%.o,eligible exchange exchange_back exchange_plan exchange_repair \
-	exchange_slots pagemap staging uffd)
+EXCHANGE_OBJ := $(patsubst %,$(BUILD)/agent/%.o,eligible exchange exchange_back exchange_fold exchange_plan \
+	exchange_repair exchange_slots freezer pagemap pins staging uffd)
 EXCHANGE_HOOKS_OBJ := $(EXCHANGE_OBJ:$(BUILD)/%=$(BUILD)/hooks/%)
+EXCHANGE_TESTS := test_exchange test_exchange_more test_exchange_fold test_pins
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # With agents in processes of their own, and the daemon's side from tests/lib/.
@@ -230,8 +231,8 @@ $(BUILD)/tests/test_kvm $(BUILD)/tests/test_vms: $(BUILD)/tests/lib/domain.o $(B
 
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
-$(BUILD)/tests/test_exchange $(BUILD)/tests/test_exchange_more: $(EXCHANGE_HOOKS_OBJ)
-$(BUILD)/tests/unit/test_exchange.o $(BUILD)/tests/unit/test_exchange_more.o: CPPFLAGS += -DEXCHANGE_HOOKS
+$(patsubst %,$(BUILD)/tests/%,$(EXCHANGE_TESTS)): $(EXCHANGE_HOOKS_OBJ)
+$(patsubst %,$(BUILD)/tests/unit/%.o,$(EXCHANGE_TESTS)): CPPFLAGS += -DEXCHANGE_HOOKS
 
 $(BUILD)/tests/stress-remap: $(patsubst %,$(BUILD)/tests/stress/%.o,stress_io stress_owner stress_remap) $(EXCHANGE_OBJ)
 	$(call say,LINK,$@)

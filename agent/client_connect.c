@@ -219,7 +219,7 @@ static bool exchange_is_open(const struct memvirt_agent *a)
 {
 	uint32_t step = a->x ? journal_step_now(a) : STEP_IDLE;
 
-	return step > STEP_IDLE && step < STEP_UNREGISTER;
+	return exchange_step_is_open(step);
 }
 
 int client_connect(struct memvirt_agent *a, bool guarded, const char **ret_why)

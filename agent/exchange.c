@@ -66,6 +66,7 @@ static int window_register(struct exchange *x, struct window *w)
 	j->first = w->lo;
 	j->pages = w->hi - w->lo;
 	j->wp = w->slot->wp;
+	j->freezer = 0;
 	j->stuck = 0;
 	j->tid = (uint32_t)gettid();
 	memset(&j->settled, 0, sizeof(j->settled));
@@ -274,23 +275,6 @@ static unsigned window_compare(struct exchange *x, struct window *w, const struc
 
 /* ---- STEP_MAP ---- */
 
-/* R4: a mapping that fails after the kernel has cleared the range leaves a hole in the address space, where
- * nothing could be copied back to. Makes it anonymous memory that waits, as it was. */
-static int window_fill_gap(struct exchange *x, struct window *w, uint64_t addr, uint64_t len)
-{
-	unsigned char core[WINDOW_PAGES];
-	void *at;
-
-	if (syscall(SYS_mincore, addr, len, core) == 0 || errno != ENOMEM)
-		return 0;
-	at = mmap((void *)(uintptr_t)addr, len, PROT_READ | PROT_WRITE,
-		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (w->slot->attrs.noreserve ? MAP_NORESERVE : 0), -1, 0);
-	if (at == MAP_FAILED)
-		return -errno;
-	x->counters.attributes_lost += ram_attrs_apply(&w->slot->attrs, addr, len);
-	return uffd_register(x->uffd, addr, len, UFFDIO_REGISTER_MODE_MISSING);
-}
-
 /* mmap(MAP_FIXED) takes the old mapping away and puts the new one in under one mmap write lock: whoever touches
  * the range sees the hole and waits, or sees the frames; never zeroes. Writers get a copy by the kernel itself. */
 static int window_map_piece(struct exchange *x, struct window *w, const struct exchange_store *store,
@@ -310,7 +294,7 @@ static int window_map_piece(struct exchange *x, struct window *w, const struct e
 	if (rc < 0) {
 		x->counters.map_failures++;
 		budget_recount(x);
-		if (window_fill_gap(x, w, addr, len) == 0)
+		if (gap_fill(x, w->slot, x->uffd, addr, len) == 0)
 			slot_mark(w->slot, addr, n, false);
 		for (unsigned p = first; p < first + n; p++)
 			w->errs[p] = (int16_t)rc;
@@ -408,18 +392,10 @@ static int window_release(struct exchange *x, struct window *w)
 
 static int window_drop(struct exchange *x, struct window *w)
 {
-	struct page_states left;
-	unsigned n = w->hi - w->lo;
 	int err;
 
 	journal_step(x, STEP_DROP);
-	err = staging_drop(w->staging, w->lo, n);
-	if (err == 0)
-		err = pagemap_read(x->pagemap_fd, w->staging->base, w->lo, n, &left);
-	for (unsigned p = w->lo; err == 0 && p < w->hi; p++) {
-		if (left.flags[p] != 0)
-			err = -ENOTEMPTY;
-	}
+	err = staging_clear(w->staging, x->pagemap_fd, w->lo, w->hi - w->lo);
 	/* A page table in the huge staging would make the next whole move split its page. */
 	if (err == 0 && w->huge && !w->still_huge)
 		err = staging_rebuild(w->staging);

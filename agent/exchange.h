@@ -66,6 +66,11 @@ enum exchange_step {
 	STEP_WAKE,
 	STEP_DROP,	 /* nobody waits any more; staging is being emptied */
 	STEP_REPAIRED,	 /* by exchange_repair(); staging may hold pages that nobody needs */
+	/* Folding (exchange_fold.c), with the freezer in place of the userfaultfd; then UNREGISTER, WAKE and DROP. Last,
+	 * for the daemon reads the journals of agents that know nothing of it, too. */
+	STEP_FOLD_FREEZE, /* writers wait; the store is mapped as before */
+	STEP_FOLD_PLACE,  /* staging has every byte; the new mapping is being put over the store's, or is */
+	STEP_FOLD_FILL,	  /* it is, and who touches what is not there yet waits */
 	EXCHANGE_STEPS,
 };
 
@@ -81,15 +86,23 @@ struct exchange_journal {
 	uint32_t wp;	     /* the slot is registered for write protection when no exchange is going on */
 	uint32_t stuck;	     /* pages that could not be settled: still in staging, their readers blocked */
 	uint32_t tid;	     /* of the executor: while that thread lives nobody else may finish the window */
-	uint32_t reserved;
+	uint32_t freezer;    /* 0, or the window is one of folding: what is below settled counts */
 	struct page_bits settled; /* pages whose place in the window is right, whatever staging holds */
+	uint64_t held, held_bytes; /* what is registered with the freezer: the pages, and a neighbour */
+	uint64_t spare; /* where the new mapping was made */
 };
 
+/* Between these somebody may wait, and bytes may be in staging only. */
+static inline bool exchange_step_is_open(uint32_t step)
+{
+	return (step > STEP_IDLE && step < STEP_UNREGISTER) || (step >= STEP_FOLD_FREEZE && step <= STEP_FOLD_FILL);
+}
+
 /* Finishes the exchange of an executor that is surely dead or given up: puts back what is in staging, unregisters,
- * wakes. pid 0: the caller's own process; else the VMM's, uffd being a duplicate of its descriptor (works from the
- * daemon: /proc/PID/mem and UFFDIO_COPY; waits for nothing that the VMM has a hand in). 0: every page is settled; else -errno, threads stay blocked, no byte is
+ * wakes. pid 0: the caller's own process; else the VMM's, uffd and freezer (-1: it has none) being duplicates of its
+ * descriptors (works from the daemon: /proc/PID/mem and UFFDIO_COPY; waits for nothing that the VMM has a hand in). 0: every page is settled; else -errno, threads stay blocked, no byte is
  * lost, and it may be called again. */
-int exchange_repair(struct exchange_journal *journal, pid_t pid, int uffd);
+int exchange_repair(struct exchange_journal *journal, pid_t pid, int uffd, int freezer);
 
 /* ---- the exchange ---- */
 
@@ -105,6 +118,8 @@ struct exchange_counters {
 	uint64_t attributes_lost;	    /* advice or registration that the kernel refused on a new VMA */
 	uint64_t zeroed_in_place;	    /* discarded pages that got zeroes written, for want of VMAs */
 	uint64_t stall_ns, stall_max_ns;    /* from the first move to the wake-up */
+	uint64_t folds, folded_pages;	    /* stretches, and their pages */
+	uint64_t fold_stall_ns, fold_stall_max_ns; /* from the freeze to the wake-up */
 	uint64_t step_ns[EXCHANGE_STEPS];
 };
 
@@ -133,6 +148,27 @@ int exchange_slot_advise(struct exchange *x, const void *addr, size_t len, int a
  * Other: the exchange has stopped for good (staging is not empty, or a page is stuck); the journal says where. */
 int exchange_merge(struct exchange *x, uint64_t window, const struct exchange_store *store,
 		   struct exchange_run *runs, size_t count, const struct exchange_options *opt);
+
+/* ---- folding: merged memory becomes the guest's own again ---- */
+
+struct freezer;
+
+/* With which it is done (borrowed until exchange_free()); NULL: not at all. Not while a fold may be going on. */
+void exchange_use_freezer(struct exchange *x, struct freezer *f);
+
+struct exchange_fold {
+	unsigned folded; /* pages that are anonymous memory again */
+	unsigned kept;	 /* merged pages that stay as they are */
+	int err;	 /* why the first of these: -EBUSY: something may write to it past the page tables; -ENOSPC: the
+			    mapping budget; -EPERM: the slot is closed; or what the kernel said */
+};
+
+/* Gives the merged pages of the window at `window` (2 MiB aligned) their own anonymous memory, with every byte, while
+ * guests run: who writes to a stretch of them waits for as long as that stretch takes, and so does who reads it at
+ * its end. split: where some pages of a stretch have to stay, the others are done all the same, for more mappings;
+ * else the whole stretch stays.
+ * 0: *ret_fold tells. -EOPNOTSUPP: there is no freezer. -EINVAL. Other: as of exchange_merge(), for good. */
+int exchange_fold(struct exchange *x, uint64_t window, bool split, struct exchange_fold *ret_fold);
 
 /* R6: the one lock. Holds all signals and cancellation off until exchange_unlock(). If the thread that held it is
  * dead, the window that it left is repaired first. An error: not locked. */

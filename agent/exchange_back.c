@@ -3,6 +3,8 @@
  * nothing is unregistered, woken or dropped. */
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "agent/exchange_internal.h"
 #include "agent/uffd.h"
@@ -152,4 +154,19 @@ unsigned window_put_back(struct exchange *x, struct window *w)
 	BITS_FOR_STRETCHES(&left, w->lo, w->hi, first, n)
 		stuck += back_stretch(x, w, copy_first ? ways_huge : ways_small, 3, first, n);
 	return stuck;
+}
+
+int gap_fill(struct exchange *x, const struct slot *s, int uffd, uint64_t addr, uint64_t len)
+{
+	unsigned char core[WINDOW_PAGES];
+	void *at;
+
+	if (syscall(SYS_mincore, addr, len, core) == 0 || errno != ENOMEM)
+		return 0;
+	at = mmap((void *)(uintptr_t)addr, len, PROT_READ | PROT_WRITE,
+		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (s->attrs.noreserve ? MAP_NORESERVE : 0), -1, 0);
+	if (at == MAP_FAILED)
+		return -errno;
+	x->counters.attributes_lost += ram_attrs_apply(&s->attrs, addr, len);
+	return uffd_register(uffd, addr, len, UFFDIO_REGISTER_MODE_MISSING);
 }

@@ -7,8 +7,10 @@
 
 #include "agent/eligible.h"
 #include "agent/exchange.h"
+#include "agent/freezer.h"
 #include "agent/hooks.h"
 #include "agent/pagemap.h"
+#include "agent/pins.h"
 #include "agent/staging.h"
 
 struct slot {
@@ -28,6 +30,8 @@ struct exchange {
 	sigset_t saved_mask;   /* of the thread that holds it */
 	int saved_cancel;
 	int uffd, pagemap_fd;
+	struct freezer *freezer; /* NULL: nothing can be folded */
+	struct pins_mounts mounts; /* of the files that it may have open while it folds */
 	int stopped; /* 0, or why nothing is merged any more */
 	struct exchange_journal *journal, child_journal; /* a forked child must not write to its parent's */
 	struct staging huge, small; /* one keeps a bare 2 MiB entry, the other a page table (PERF.md) */
@@ -89,5 +93,9 @@ static inline bool slot_merged(const struct slot *s, uint64_t addr)
 
 /* exchange_back.c. Brings every page that is in staging and not settled back to the window. Returns how many are stuck. */
 unsigned window_put_back(struct exchange *x, struct window *w);
+
+/* R4: a mapping that fails after the kernel has cleared the range leaves a hole in the address space, where nothing
+ * could be copied back to. Makes it anonymous memory that waits, as it was. 0: there is memory, a hole or not. */
+int gap_fill(struct exchange *x, const struct slot *s, int uffd, uint64_t addr, uint64_t len);
 
 #endif

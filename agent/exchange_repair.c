@@ -6,6 +6,10 @@
  * - a copy back:  EEXIST, and the window has the page;
  * - a mapping over the run: ENOENT, for the mapping at that place is not registered any more. It holds equal bytes.
  * - a zero page that was verified but not noted is copied back: right as well.
+ * Folding (exchange_fold.c) is finished in the same way, by the freezer. Before STEP_FOLD_PLACE nothing has been taken
+ * away. From then on staging has every byte of the stretch, and it does not matter whether its mapping was replaced:
+ * - it was: a page that is not there yet is copied to its place;
+ * - it was not: the page is there (EEXIST), or the copy puts in what the frame would have shown.
  * Only when nothing is left is the window unregistered and woken. Run twice, it does nothing the second time. */
 #include <errno.h>
 #include <fcntl.h>
@@ -85,7 +89,11 @@ static int window_restore(struct exchange_journal *j, pid_t pid, int uffd)
 	if (err == 0)
 		err = pagemap_read(pagemap_fd, j->staging, j->first, j->pages, &st);
 	for (unsigned p = j->first; p < j->first + j->pages && err == 0; p++) {
-		if (st.flags[p] == 0 || bits_test(&j->settled, p))
+		if (bits_test(&j->settled, p))
+			continue;
+		if (st.flags[p] == 0 && j->freezer)
+			return -EIO; /* lost: blocked is better than zeroes */
+		if (st.flags[p] == 0)
 			continue;
 		err = page_restore(j, &o, uffd, p);
 		if (err == 0)
@@ -94,34 +102,49 @@ static int window_restore(struct exchange_journal *j, pid_t pid, int uffd)
 	return err;
 }
 
-int exchange_repair(struct exchange_journal *j, pid_t pid, int uffd)
+/* Steps in which something may be registered that must not stay so. */
+static bool is_registered(uint32_t step)
+{
+	return step < STEP_WAKE || exchange_step_is_open(step);
+}
+
+/* Before the first of these, nothing was taken from its place. */
+static bool is_moved(uint32_t step)
+{
+	return exchange_step_is_open(step) && step != STEP_FOLD_FREEZE;
+}
+
+/* The journal is the VMM's: do not index with what a hostile one may hold. */
+static bool journal_fits(const struct exchange_journal *j, uint32_t step)
+{
+	return j->version == EXCHANGE_JOURNAL_VERSION && step < EXCHANGE_STEPS && j->first <= WINDOW_PAGES &&
+	       j->pages <= WINDOW_PAGES - j->first && j->pages > 0 && (step < STEP_FOLD_FREEZE || j->freezer != 0);
+}
+
+int exchange_repair(struct exchange_journal *j, pid_t pid, int uffd, int freezer)
 {
 	uint32_t step = __atomic_load_n(&j->step, __ATOMIC_ACQUIRE);
+	int err = 0, fd = j->freezer ? freezer : uffd;
 	uint64_t addr, len;
-	int err = 0;
 
 	if (step == STEP_IDLE || step == STEP_REPAIRED)
 		return 0;
-	/* The journal is the VMM's: do not index with what a hostile one may hold. */
-	if (j->version != EXCHANGE_JOURNAL_VERSION || step >= EXCHANGE_STEPS || j->first > WINDOW_PAGES ||
-	    j->pages > WINDOW_PAGES - j->first || j->pages == 0)
+	if (!journal_fits(j, step))
 		return -EBADMSG;
-	addr = j->window + j->first * WINDOW_PAGE_BYTES;
-	len = j->pages * WINDOW_PAGE_BYTES;
-	if (step < STEP_UNREGISTER)
-		err = window_restore(j, pid, uffd);
-	if (err < 0)
-		return err;
-	if (step < STEP_WAKE) {
-		err = uffd_unregister(uffd, addr, len);
-		if (err < 0)
-			return err;
-	}
-	err = uffd_wake(uffd, addr, len);
+	addr = j->freezer ? j->held : j->window + j->first * WINDOW_PAGE_BYTES;
+	len = j->freezer ? j->held_bytes : j->pages * WINDOW_PAGE_BYTES;
+	if (is_moved(step))
+		err = window_restore(j, pid, fd);
+	if (err == 0 && is_registered(step))
+		err = uffd_unregister(fd, addr, len);
+	if (err == 0)
+		err = uffd_wake(fd, addr, len);
 	if (err < 0)
 		return err;
 	if (j->wp) /* refused: the daemon's scan sees that it is skipped, and takes it for dirty (R9) */
 		(void)uffd_register(uffd, addr, len, UFFDIO_REGISTER_MODE_WP);
+	if (j->freezer && j->spare) /* what mlockall() would wait at for ever; nothing, if it was moved to its place */
+		(void)uffd_unregister(freezer, j->spare, j->pages * WINDOW_PAGE_BYTES);
 	j->stuck = 0;
 	__atomic_store_n(&j->step, STEP_REPAIRED, __ATOMIC_RELEASE);
 	return 0;

@@ -46,7 +46,7 @@ static int repair_and_drop(struct exchange *x)
 {
 	struct exchange_journal *j = x->journal;
 	struct staging *s = j->staging == x->huge.base ? &x->huge : &x->small;
-	int err = exchange_repair(j, 0, x->uffd);
+	int err = exchange_repair(j, 0, x->uffd, x->freezer ? freezer_fd(x->freezer) : -1);
 
 	if (err == 0 && j->step == STEP_REPAIRED) {
 		err = staging_rebuild(s); /* frees what is left there: everything is settled */
@@ -138,6 +138,7 @@ void exchange_fork_child(struct exchange *x)
 	x->stopped = -ECHILD;
 	x->journal = &x->child_journal;
 	x->uffd = -1;
+	x->freezer = NULL;
 	x->huge.base = 0;
 	x->small.base = 0;
 	for (unsigned i = 0; i < EXCHANGE_SLOTS_MAX; i++)

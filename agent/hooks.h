@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum exchange_op { OP_MOVE, OP_COPY, OP_REGISTER, OP_UNREGISTER, OP_WAKE, OP_MMAP, OP_MREMAP, OP_SCAN };
+enum exchange_op { OP_MOVE, OP_COPY, OP_REGISTER, OP_UNREGISTER, OP_WAKE, OP_MMAP, OP_MREMAP, OP_SCAN, OP_WP };
 
 #ifdef EXCHANGE_HOOKS
 struct exchange_hooks {

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/pagemap.h"
 #include "agent/uffd.h"
 #include "core/kernel_abi.h"
 
@@ -64,4 +65,18 @@ int staging_drop(struct staging *s, unsigned first, unsigned n)
 	uint64_t at = s->base + first * WINDOW_PAGE_BYTES;
 
 	return syscall(SYS_madvise, at, n * WINDOW_PAGE_BYTES, MADV_DONTNEED) < 0 ? -errno : 0;
+}
+
+int staging_clear(struct staging *s, int pagemap_fd, unsigned first, unsigned n)
+{
+	struct page_states left;
+	int err = staging_drop(s, first, n);
+
+	if (err == 0)
+		err = pagemap_read(pagemap_fd, s->base, first, n, &left);
+	for (unsigned p = first; err == 0 && p < first + n; p++) {
+		if (left.flags[p] != 0)
+			err = -ENOTEMPTY;
+	}
+	return err;
 }

@@ -20,5 +20,7 @@ void staging_close(struct staging *s);
 int staging_rebuild(struct staging *s);
 /* Frees pages [first, first+n). Only when each has been settled: these may be the last copies (R2). */
 int staging_drop(struct staging *s, unsigned first, unsigned n);
+/* And looks, by this process's pagemap, that nothing is left: -ENOTEMPTY (R1). */
+int staging_clear(struct staging *s, int pagemap_fd, unsigned first, unsigned n);
 
 #endif

@@ -76,6 +76,18 @@ int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t len, uint64_t *ret_do
 	return hook_after(OP_COPY, dst, len, rc);
 }
 
+int uffd_writeprotect(int fd, uint64_t addr, uint64_t len, bool on)
+{
+	struct uffdio_writeprotect arg = { .range = { .start = addr, .len = len },
+					   .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0 };
+	int rc = hook_before(OP_WP, addr, len);
+
+	if (rc != 0)
+		return rc;
+	rc = ioctl(fd, UFFDIO_WRITEPROTECT, &arg) < 0 ? -errno : 0;
+	return hook_after(OP_WP, addr, len, rc);
+}
+
 int uffd_zeropage(int fd, uint64_t addr, uint64_t len)
 {
 	struct uffdio_zeropage arg = { .range = { .start = addr, .len = len } };
@@ -85,18 +97,28 @@ int uffd_zeropage(int fd, uint64_t addr, uint64_t len)
 
 /* ---- a descriptor that will do ---- */
 
-int uffd_setup(int fd)
+static int setup(int fd, uint64_t features)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_ASYNC };
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
 	const uint64_t need = UINT64_C(1) << _UFFDIO_REGISTER | UINT64_C(1) << _UFFDIO_UNREGISTER;
 
-	/* poll() in the probe needs a descriptor that does not block; faulting threads wait all the same. */
+	/* poll() needs a descriptor that does not block; faulting threads wait all the same. */
 	if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0 || ioctl(fd, UFFDIO_API, &api) < 0)
 		return -errno;
 	return (api.ioctls & need) == need ? 0 : -EOPNOTSUPP;
 }
 
-int uffd_open(void)
+int uffd_setup(int fd)
+{
+	return setup(fd, UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_ASYNC);
+}
+
+int uffd_setup_freezer(int fd)
+{
+	return setup(fd, UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+}
+
+static int open_with(int (*set_up)(int fd))
 {
 	auto_close int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	auto_close int fd = -1;
@@ -108,8 +130,18 @@ int uffd_open(void)
 		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		return -errno;
-	err = uffd_setup(fd);
+	err = set_up(fd);
 	return err < 0 ? err : take_fd(fd);
+}
+
+int uffd_open(void)
+{
+	return open_with(uffd_setup);
+}
+
+int uffd_open_freezer(void)
+{
+	return open_with(uffd_setup_freezer);
 }
 
 struct probe {

@@ -4,6 +4,7 @@
 #ifndef AGENT_UFFD_H
 #define AGENT_UFFD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Opens a userfaultfd that also sees faults in kernel mode, with the features MOVE and WP_ASYNC. From
@@ -11,6 +12,10 @@
 int uffd_open(void);
 /* The handshake on a fresh descriptor, one received from the daemon for example. */
 int uffd_setup(int fd);
+/* The same for the descriptor that agent/freezer.h needs: writers wait (no WP_ASYNC), also in mappings of a memory file,
+ * and a registered mapping stays so when it is moved. */
+int uffd_open_freezer(void);
+int uffd_setup_freezer(int fd);
 /* R7, R14: moves a page, and lets the kernel itself fault on a missing page (a descriptor that was made with
  * UFFD_USER_MODE_ONLY fails here: KVM and read(2) would get EFAULT). Starts a thread; not for the window.
  * 0, or -errno and a reason (static string). */
@@ -23,6 +28,8 @@ int uffd_wake(int fd, uint64_t addr, uint64_t len);
 int uffd_move(int fd, uint64_t dst, uint64_t src, uint64_t len);
 /* Copies without waking. *ret_done: bytes that are in place, also on failure. */
 int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t len, uint64_t *ret_done);
+/* on: who writes waits. Off: they are woken. */
+int uffd_writeprotect(int fd, uint64_t addr, uint64_t len, bool on);
 int uffd_zeropage(int fd, uint64_t addr, uint64_t len);
 
 #endif

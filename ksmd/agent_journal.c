@@ -97,7 +97,7 @@ static bool thread_is_dead(pid_t pid, uint32_t tid)
 	return !found;
 }
 
-int agent_journal_repair(struct exchange_journal *j, pid_t pid, int pidfd, int uffd)
+int agent_journal_repair(struct exchange_journal *j, pid_t pid, int pidfd, int uffd, int freezer)
 {
 	uint32_t step = __atomic_load_n(&j->step, __ATOMIC_ACQUIRE);
 	struct exchange_journal copy;
@@ -110,7 +110,7 @@ int agent_journal_repair(struct exchange_journal *j, pid_t pid, int pidfd, int u
 	/* Dead while its process lives. A process that is ending takes its threads away one by one: pidfd last. */
 	if (!thread_is_dead(pid, copy.tid) || syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) < 0)
 		return 0;
-	r = exchange_repair(&copy, pid, uffd);
+	r = exchange_repair(&copy, pid, uffd, freezer);
 	if (r < 0)
 		return r == -ESRCH ? 0 : r;
 	j->settled = copy.settled;

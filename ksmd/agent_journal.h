@@ -18,7 +18,7 @@ int agent_journal_check_uffd(int fd);
 
 /* Finishes the window that is open if the thread that opened it is surely dead: not slow, not stopped, for if it went
  * on after the repair it would map frames over what the guest has written since. pidfd proves that pid is still
- * the process. 1: repaired; 0: nothing is open, or its thread lives, or the process has ended; -errno. */
-int agent_journal_repair(struct exchange_journal *j, pid_t pid, int pidfd, int uffd);
+ * the process; freezer -1: its agent cannot un-merge. 1: repaired; 0: nothing is open, or its thread lives, or the process has ended; -errno. */
+int agent_journal_repair(struct exchange_journal *j, pid_t pid, int pidfd, int uffd, int freezer);
 
 #endif

@@ -33,7 +33,7 @@ struct agent_peer {
 	uint64_t store_inode; /* of the store that it was given; 0: none */
 	uint32_t version, can; /* as it said hello */
 	char why[AGENT_WHY_BYTES];
-	int uffd; /* -1: no exchange */
+	int uffd, freezer; /* -1: no exchange; it cannot un-merge */
 	struct exchange_journal *journal;
 	struct agent_slot_view slots[AGENT_SLOTS_MAX];
 	size_t slot_count;
@@ -145,6 +145,10 @@ static int hello_take(struct agent_peer *p, struct packet *packet)
 			r = agent_journal_check_uffd(packet->fds[0]);
 		if (r == 0)
 			p->uffd = take_fd(packet->fds[0]);
+		if (r == 0 && packet->hello.flags & AGENT_CAN_UNMERGE)
+			r = agent_journal_check_uffd(packet->fds[2]);
+		if (r == 0)
+			p->freezer = take_fd(packet->fds[2]); /* -1: none came */
 	}
 	p->version = packet->hello.version;
 	p->can = packet->hello.flags;
@@ -245,7 +249,7 @@ int agent_peer_new(int fd, struct agent_peer **ret_peer)
 		return -ENOMEM;
 	}
 	p->fd = fd;
-	p->pidfd = p->uffd = -1;
+	p->pidfd = p->uffd = p->freezer = -1;
 	r = peer_identify(p);
 	if (r < 0) {
 		agent_peer_free(p);
@@ -265,6 +269,8 @@ struct agent_peer *agent_peer_free(struct agent_peer *p)
 		close(p->pidfd);
 	if (p->uffd >= 0)
 		close(p->uffd);
+	if (p->freezer >= 0)
+		close(p->freezer);
 	free(p);
 	return NULL;
 }
@@ -462,5 +468,5 @@ int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, si
 
 int agent_peer_repair(struct agent_peer *p)
 {
-	return p->journal ? agent_journal_repair(p->journal, p->pid, p->pidfd, p->uffd) : 0;
+	return p->journal ? agent_journal_repair(p->journal, p->pid, p->pidfd, p->uffd, p->freezer) : 0;
 }

@@ -1,6 +1,8 @@
-/* exchange-cost - what the exchange of one full window costs, step by step, beside the byte compare alone. */
+/* exchange-cost - what the exchange of one full window costs, step by step, beside the byte compare alone;
+ * and the way back (folding), for which a page in eight was written to. */
 #include "tests/unit/exchange_rig.h"
 
+#include "agent/freezer.h"
 #include "core/clock.h"
 
 #define ROUNDS 200
@@ -41,8 +43,27 @@ static int by_value(const void *a, const void *b)
 	return (*x > *y) - (*x < *y);
 }
 
+/* By a freezer of our own; the window is merged. Returns the time, and the longest that a stretch was frozen. */
+static uint64_t fold_ns(struct freezer *freezer, uint64_t *ret_frozen)
+{
+	const struct exchange_counters *c = exchange_counters(rig.x);
+	uint64_t start, before = c->fold_stall_ns, folds = c->folds;
+	struct exchange_fold result;
+
+	for (size_t p = 0; p < WINDOW_PAGES; p += 8)
+		(*(volatile uint8_t *)rig_page(&rig, p))++;
+	exchange_use_freezer(rig.x, freezer);
+	start = clock_mono_ns();
+	unit_must(exchange_fold(rig.x, (uint64_t)(uintptr_t)rig.ram, false, &result) == 0 && result.kept == 0, "fold");
+	start = clock_mono_ns() - start;
+	*ret_frozen = (c->fold_stall_ns - before) / (c->folds - folds);
+	return start;
+}
+
 static void measure(const struct kind *k)
 {
+	static uint64_t fold[ROUNDS], frozen[ROUNDS];
+	struct freezer *freezer = NULL;
 	static uint64_t total[ROUNDS], compare[ROUNDS], step[EXCHANGE_STEPS][ROUNDS];
 	static const char *const names[] = { "register", "move", "compare", "map", "back", "unregister", "wake", "drop" };
 	const struct exchange_counters *c;
@@ -51,6 +72,7 @@ static void measure(const struct kind *k)
 
 	rig_new(&rig, (struct rig_how){ .huge = k->huge, .dontfork = k->advice, .dontdump = k->advice });
 	rig.opt.min_pages_huge = 1;
+	unit_must(freezer_new(uffd_open_freezer(), &freezer) == 0, "freezer");
 	c = exchange_counters(rig.x);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		uint64_t start;
@@ -68,6 +90,7 @@ static void measure(const struct kind *k)
 		merged = (unsigned)(c->merged_pages - before.merged_pages);
 		for (unsigned s = STEP_REGISTER; s <= STEP_DROP; s++)
 			step[s][i] = c->step_ns[s] - before.step_ns[s];
+		fold[i] = fold_ns(freezer, &frozen[i]);
 	}
 	qsort(total, ROUNDS, sizeof(*total), by_value);
 	qsort(compare, ROUNDS, sizeof(*compare), by_value);
@@ -78,8 +101,12 @@ static void measure(const struct kind *k)
 		qsort(step[s], ROUNDS, sizeof(**step), by_value);
 		printf(" %s %.1f", names[s - 1], (double)step[s][ROUNDS / 2] / 1e3);
 	}
-	printf("\n");
+	qsort(fold, ROUNDS, sizeof(*fold), by_value);
+	qsort(frozen, ROUNDS, sizeof(*frozen), by_value);
+	printf("; fold total %.1f us, a stretch %.1f\n", (double)fold[ROUNDS / 2] / 1e3,
+	       (double)frozen[ROUNDS / 2] / 1e3);
 	rig_free(&rig);
+	freezer_free(freezer);
 }
 
 int main(void)

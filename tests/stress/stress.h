@@ -40,8 +40,9 @@ struct stress {
 	int uffd, pagemap_fd, file, mem_fd; /* file: all contents, opened O_DIRECT */
 	atomic_bool stop;
 	bool swap;
+	bool no_pins; /* nothing holds pages pinned: what was copied on write is folded, too */
 	_Atomic uint64_t bad, writes, checks, reads, discards, direct_reads, uring_reads, kernel_writes, kernel_reads,
-		refused, forks, pins, scans, merges, recycles, collapses, pageouts, signals;
+		refused, forks, pins, scans, merges, recycles, collapses, pageouts, signals, folds, folded, kept;
 };
 extern struct stress s;
 

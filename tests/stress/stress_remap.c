@@ -1,7 +1,8 @@
 /* stress-remap SECONDS - merging at full speed over memory that is written, read, discarded, freed, read into by
  * devices, copied by the kernel, forked, pinned, scanned, collapsed and swapped out at the same time, by threads that
- * get signals, with every byte checked against a model (stress.h). STRESS_KSM=1: all memory is given to the kernel's
- * scanner as well (which somebody else has to start).
+ * get signals, with every byte checked against a model (stress.h); and folded back at the same time. STRESS_KSM=1: all
+ * memory is given to the kernel's scanner as well (which somebody else has to start). STRESS_NO_PINS=1: without devices
+ * that hold pages pinned, so that what was copied on write is folded, too.
  *
  * Exit 0 only if every byte was right, staging is empty and no mapping is left over. */
 #include <errno.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "agent/eligible.h"
+#include "agent/freezer.h"
 #include "agent/pagemap.h"
 #include "agent/uffd.h"
 #include "core/cleanup.h"
@@ -117,6 +119,29 @@ static void *merger(void *arg)
 	return NULL;
 }
 
+/* The stretches that are merged become anonymous again: where a page was copied, only if nothing can have it pinned. */
+static void *folder(void *arg)
+{
+	uint64_t r = 8000;
+
+	while (!s.stop) {
+		struct exchange_fold fold;
+		unsigned w = below(&r, WINDOWS);
+		int err = exchange_fold(s.x, (uint64_t)(uintptr_t)page_at(w * WINDOW_PAGES), below(&r, 2), &fold);
+
+		if (err < 0) {
+			printf("BAD exchange_fold: %s\n", strerror(-err));
+			s.bad++;
+			s.stop = true;
+		}
+		s.folds++;
+		s.folded += fold.folded;
+		s.kept += fold.kept;
+		usleep(below(&r, 3000));
+	}
+	return arg;
+}
+
 /* Gives whole windows back and fills them anew: huge pages come again, and merging never runs dry. */
 static void *recycler(void *arg)
 {
@@ -181,7 +206,7 @@ static void *pinner(void *arg)
 {
 	uint64_t r = 5000;
 
-	while (!s.stop) {
+	while (!s.stop && !s.no_pins) {
 		unsigned first = below(&r, PAGES / BLOCK) * BLOCK, w = first / WINDOW_PAGES;
 
 		pthread_rwlock_wrlock(&s.window_lock[w]);
@@ -284,7 +309,7 @@ static void contents_new(void)
 		memcpy(s.contents + i, &word, 8);
 	}
 	must(write(file, s.contents, len) == (ssize_t)len && fsync(file) == 0, path);
-	s.file = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	s.file = open(path, O_RDONLY | (s.no_pins ? 0 : O_DIRECT) | O_CLOEXEC);
 	unlink(path);
 	close(file);
 	must(s.file >= 0, "O_DIRECT");
@@ -306,6 +331,8 @@ static bool swap_is_on(void)
 	return fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0 && strchr(buf, '\n') && strchr(buf, '\n')[1] != '\0';
 }
 
+static struct freezer *freezer;
+
 static void set_up(void)
 {
 	const char *why = "userfaultfd";
@@ -317,6 +344,7 @@ static void set_up(void)
 		exit(77);
 	}
 	s.swap = swap_is_on();
+	s.no_pins = getenv("STRESS_NO_PINS");
 	if (getenv("STRESS_KSM"))
 		must(prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0, "PR_SET_MEMORY_MERGE");
 	s.ram[0] = ram_new(MADV_HUGEPAGE);
@@ -328,6 +356,8 @@ static void set_up(void)
 	s.journal = mmap(NULL, sizeof(*s.journal), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	must(exchange_new(s.uffd, s.journal, &s.x) == 0, "exchange_new");
 	must(uffd_register(s.uffd, (uint64_t)(uintptr_t)s.ram[1], slot_len, UFFDIO_REGISTER_MODE_WP) == 0, "WP");
+	must(freezer_new(uffd_open_freezer(), &freezer) == 0, "freezer");
+	exchange_use_freezer(s.x, freezer);
 	for (unsigned i = 0; i < SLOTS; i++)
 		must(exchange_slot_add(s.x, s.ram[i], slot_len, i == 1, &why) == 0, why);
 	for (unsigned w = 0; w < WINDOWS; w++)
@@ -366,6 +396,9 @@ static void print_counts(const struct exchange_counters *c)
 	       "remapped-back %lu huge-kept %lu unequal %lu busy %lu\n",
 	       s.merges, c->windows, c->windows_huge, c->merged_pages, c->zero_pages, c->moved_pages, c->moved_back,
 	       c->copied_back, c->remapped_back, c->huge_kept, c->unequal_pages, c->busy_pages);
+	printf("fold calls %lu stretches %lu folded %lu kept %lu frozen mean %.1f us max %.1f us\n", s.folds, c->folds,
+	       s.folded, s.kept, c->folds ? (double)c->fold_stall_ns / 1e3 / (double)c->folds : 0,
+	       (double)c->fold_stall_max_ns / 1e3);
 	printf("move-errors %lu map-failures %lu attributes-lost %lu zeroed-in-place %lu stall mean %.1f us max %.1f us\n",
 	       c->move_errors, c->map_failures, c->attributes_lost, c->zeroed_in_place,
 	       c->windows ? (double)c->stall_ns / 1e3 / (double)c->windows : 0, (double)c->stall_max_ns / 1e3);
@@ -407,6 +440,7 @@ static void final_checks(size_t mappings_before)
 	if (exchange_counters(s.x)->attributes_lost > 0 && exchange_counters(s.x)->map_failures == 0)
 		s.bad++;
 	s.x = exchange_free(s.x);
+	freezer = freezer_free(freezer);
 	for (unsigned i = 0; i < SLOTS; i++) /* one mapping again, as a VMM's own mmap would */
 		must(mmap(s.ram[i], SLOT_WINDOWS * WINDOW_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
 			  0) != MAP_FAILED,
@@ -421,7 +455,7 @@ static void final_checks(size_t mappings_before)
 int main(int argc, char **argv)
 {
 	void *(*const actors[])(void *) = { writer, writer, writer, reader, reader, recycler, merger, merger,
-					    forker, pinner, scanner, signaller };
+					    forker, pinner, scanner, signaller, folder };
 	struct sigaction act = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
 	unsigned seconds = argc == 2 ? (unsigned)strtoul(argv[1], NULL, 10) : 0;
 	size_t before;

@@ -52,20 +52,20 @@ static void test_journal_repaired_only_when_thread_is_dead(void)
 	auto_close int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
 	pid_t child;
 
-	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), 0);
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1, -1), 0);
 	CU_ASSERT_EQUAL(j.step, STEP_MOVE);
 	j.tid = 0; /* nobody has said who: in doubt it lives */
-	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), 0);
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1, -1), 0);
 	child = fork();
 	if (child == 0)
 		_exit(0);
 	j.tid = (uint32_t)child; /* a number that no thread of ours has */
-	CU_ASSERT_TRUE(agent_journal_repair(&j, getpid(), pidfd, -1) < 0); /* it tries: there is no userfaultfd */
+	CU_ASSERT_TRUE(agent_journal_repair(&j, getpid(), pidfd, -1, -1) < 0); /* it tries: there is no userfaultfd */
 	CU_ASSERT_EQUAL(j.step, STEP_MOVE);
 	j.pages = 100000; /* hostile */
-	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), -EBADMSG);
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1, -1), -EBADMSG);
 	j.step = STEP_IDLE;
-	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1), 0);
+	CU_ASSERT_EQUAL(agent_journal_repair(&j, getpid(), pidfd, -1, -1), 0);
 	waitpid(child, NULL, 0);
 }
 
@@ -98,7 +98,7 @@ static void test_journal_hostile_staging_does_not_hang(void)
 	unit_must(daemon >= 0, "fork");
 	if (daemon == 0) {
 		j.tid = (uint32_t)getpid(); /* no thread of the VMM */
-		_exit(agent_journal_repair(&j, vmm, pidfd, uffd) < 0 ? 0 : 1);
+		_exit(agent_journal_repair(&j, vmm, pidfd, uffd, -1) < 0 ? 0 : 1);
 	}
 	ended.fd = (int)syscall(SYS_pidfd_open, daemon, 0);
 	CU_ASSERT_EQUAL(poll(&ended, 1, 3000), 1);

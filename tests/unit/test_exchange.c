@@ -885,8 +885,8 @@ static void test_exchange_executor_dies_daemon_repairs(void)
 
 				/* A private mapping of the parent's memory must not be what is read. */
 				munmap(rig.ram, RIG_WINDOWS * WINDOW_BYTES);
-				_exit(read(go[0], &c, 1) == 1 && exchange_repair(rig.journal, vmm, rig.uffd) == 0 &&
-				      exchange_repair(rig.journal, vmm, rig.uffd) == 0 ? 0 : 1);
+				_exit(read(go[0], &c, 1) == 1 && exchange_repair(rig.journal, vmm, rig.uffd, -1) == 0 &&
+				      exchange_repair(rig.journal, vmm, rig.uffd, -1) == 0 ? 0 : 1);
 			}
 			unit_must(write(go[1], "g", 1) == 1 && waitpid(daemon_pid, &status, 0) > 0, "daemon");
 			CU_ASSERT_EQUAL(status, 0);
@@ -929,7 +929,7 @@ static void test_exchange_descriptor_closed_in_window_repaired(void)
 		hook_at(STEP_COMPARE, close_uffd);
 		CU_ASSERT_EQUAL(rig_merge(&rig, 0), -EBADF);
 		exchange_hooks.step = NULL;
-		CU_ASSERT_EQUAL(exchange_repair(rig.journal, 0, spare_uffd), 0);
+		CU_ASSERT_EQUAL(exchange_repair(rig.journal, 0, spare_uffd, -1), 0);
 		for (size_t i = 0; i < ARRAY_SIZE(victims); i++) {
 			pthread_join(victims[i].thread, NULL);
 			CU_ASSERT_EQUAL(victims[i].got, victim_want[i]);
@@ -953,7 +953,7 @@ static void test_exchange_repair_hostile_journal_refused(void)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
-		CU_ASSERT_EQUAL(exchange_repair(&bad[i], 0, -1), -EBADMSG);
+		CU_ASSERT_EQUAL(exchange_repair(&bad[i], 0, -1, -1), -EBADMSG);
 }
 
 /* ---- R6, R8: discards, and what new mappings keep ---- */
