@@ -30,7 +30,7 @@
 
 struct options {
 	const char *captures, *engines, *svg;
-	bool json, quick, synthetic;
+	bool json, quick, synthetic, idle;
 	bool kinds[REPORT_KINDS];
 	uint64_t repeat, cap_seconds;
 };
@@ -56,6 +56,7 @@ static void usage(FILE *out)
 	      "                    default: both, one after the other\n"
 	      "  --repeat N        each engine so often, in alternating order; default: 1\n"
 	      "  --cap SECONDS     stop an engine that has not finished then\n"
+	      "  --idle            also with --quick: what looking on costs when all is merged (three minutes)\n"
 	      "  --quick           under a minute: " ENGINES_QUICK "; guests in huge pages\n"
 	      "  --json            one JSON object on standard output instead of a table\n"
 	      "  --svg FILE        a picture of memory saved over time\n"
@@ -85,7 +86,8 @@ static int parse_options(int argc, char **argv, struct options *o)
 		{ "repeat", required_argument, NULL, 'r' },   { "cap", required_argument, NULL, 'C' },
 		{ "svg", required_argument, NULL, 's' },      { "json", no_argument, NULL, 'j' },
 		{ "quick", no_argument, NULL, 'q' },	      { "synthetic", no_argument, NULL, 'S' },
-		{ "help", no_argument, NULL, 'h' },	      { NULL, 0, NULL, 0 },
+		{ "help", no_argument, NULL, 'h' },	      { "idle", no_argument, NULL, 'i' },
+		{ NULL, 0, NULL, 0 },
 	};
 	bool good = true;
 	int c;
@@ -106,6 +108,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case 'j': o->json = true; break;
 		case 'q': o->quick = true; break;
 		case 'S': o->synthetic = true; break;
+		case 'i': o->idle = true; break;
 		case 'h': usage(stdout); return 1;
 		default: good = false;
 		}
@@ -250,6 +253,15 @@ static void measure_engines(struct bench *b, enum report_kind kind)
 	report->measured[kind] = true;
 }
 
+static void measure_idle(struct bench *b)
+{
+	const struct idle_setup setup = { &b->fs,	 b->replay_program, b->dir,
+					  b->json_paths, b->capture_count,  b->report->oracle.savable };
+
+	idle_measure(&setup, &b->report->idle);
+	b->report->idle_measured = true;
+}
+
 /* In the guarded child. Gives the exit status. */
 static int work(void *userdata)
 {
@@ -267,6 +279,8 @@ static int work(void *userdata)
 		progress("guests in %s pages", kind == KIND_HUGE ? "huge" : "4 KiB");
 		measure_engines(b, (enum report_kind)kind);
 	}
+	if (!b->options.quick || b->options.idle)
+		measure_idle(b);
 	if (b->options.json)
 		report_json(b->report, stdout);
 	else
@@ -326,6 +340,7 @@ int main(int argc, char **argv)
 		return 2;
 	for (size_t i = 0; i < b.report->engine_count; i++)
 		b.uses_ksm |= b.report->engines[KIND_HUGE][i].engine->uses_ksm;
+	b.uses_ksm |= !b.options.quick || b.options.idle;
 	r = ksm_guard_run(&b.fs, b.uses_ksm, dir, work, &b);
 	free(b.report);
 	return r < 0 ? 1 : r;

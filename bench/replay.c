@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "agent/memvirt-agent.h"
@@ -107,6 +108,28 @@ static json_t *run_rewrite(struct replay *r, const char *args, const char **ret_
 			 (json_int_t)result.longest_ns);
 }
 
+static int discard(void *agent, void *at, size_t bytes)
+{
+	if (agent)
+		return memvirt_agent_discard(agent, at, bytes);
+	return madvise(at, bytes, MADV_DONTNEED) < 0 ? -errno : 0;
+}
+
+/* The same new contents in every guest that is told so: pages that were absent, which come as the guest would touch
+ * them, and go as its balloon would take them. */
+static json_t *run_inject(struct replay *r, const char *args, const char **ret_why)
+{
+	uint64_t pages;
+
+	*ret_why = "inject PAGES | inject 0";
+	if (strcmp(args, "0") != 0 && !parse_rate(args, &pages))
+		return NULL;
+	if (strcmp(args, "0") == 0)
+		pages = 0;
+	*ret_why = "too few absent pages, or they cannot be discarded";
+	return replay_mem_inject(&r->mem, pages, discard, r->agent) < 0 ? NULL : json_pack("{s:I}", "pages", (json_int_t)pages);
+}
+
 static json_t *run_checksum(struct replay *r, const char *args, const char **ret_why)
 {
 	struct replay_check check;
@@ -168,6 +191,8 @@ static json_t *run_quit(struct replay *r, const char *args, const char **ret_why
 static const struct command commands[] = {
 	{ "attach", "SOCKET - let a daemon merge the memory through the agent", run_attach },
 	{ "dirty", "PAGES_PER_S | off - change random pages at this rate; off puts them back", run_dirty },
+	{ "inject", "PAGES | 0 - fill absent pages with contents that are the same in every guest; 0 discards them",
+	  run_inject },
 	{ "rewrite", "- write to every page at once, and put them back; how long that took", run_rewrite },
 	{ "victim", "start [ACCESSES_PER_S] | stop - touch random pages; stop reports how long accesses took",
 	  run_victim },

@@ -53,11 +53,13 @@ const struct config_key config_keys[] = {
 	  "to it." },
 	{ "scan", "rate", CONFIG_SIZE, G(scan_bytes_per_s), 0, 1024 * GIB, NULL, "0", true,
 	  "Guest memory that a background pass may read per second. 0: no limit." },
-	{ "scan", "interval", CONFIG_DURATION, G(scan_interval_ms), 1000, 24 * HOUR_MS, NULL, "60s", true,
-	  "Shortest time between two background passes over the same VM." },
+	{ "scan", "interval", CONFIG_DURATION, G(scan_interval_ms), 1000, 24 * HOUR_MS, NULL, "10s", true,
+	  "Shortest time between two background passes over the same VM. What its guest wrote in between is merged two "
+	  "passes later at the earliest." },
 	{ "scan", "rest_permille", CONFIG_NUMBER, G(scan_rest_permille), 1, 1000, NULL, "3", true,
-	  "Thousandths of the host's CPU time that background passes may use in the long run: after a pass the "
-	  "daemon rests until the pass's CPU time is worth no more than this. VMs never looked at do not wait." },
+	  "Thousandths of the host's CPU time that background passes may use in the long run: a VM rests until what its "
+	  "last pass cost is worth no more than its part of this. Matters for VMs that have to be read as a whole, "
+	  "for want of an agent. VMs never looked at do not wait." },
 
 	{ "merge", "engine", CONFIG_CHOICE, G(merge_engine), 0, 0, engines, "auto", true,
 	  "How memory is merged. remap: by the agent in the VMM (memvirtctl run); hinted: the agent marks what is "

@@ -109,9 +109,9 @@ void bench_agents_end(struct bench_agents *a)
 	a->count = 0;
 }
 
-int bench_agents_scan(struct bench_agents *a, uint64_t *ret_metadata_bytes)
+static int pass_run(struct bench_agents *a, const struct pass_options *options, uint64_t *ret_metadata_bytes,
+		    bool *ret_joined)
 {
-	const struct pass_options options = { .across_domains = true };
 	struct pass_input inputs[CAPTURES_MAX] = { 0 };
 	const struct pass_result *result;
 	struct pass *pass;
@@ -119,12 +119,29 @@ int bench_agents_scan(struct bench_agents *a, uint64_t *ret_metadata_bytes)
 
 	for (size_t i = 0; i < a->count; i++)
 		inputs[i] = (struct pass_input){ .table = a->tables[i], .rescan = true, .peer = a->peers[i] };
-	r = pass_start(inputs, a->count, &options, &pass);
+	r = pass_start(inputs, a->count, options, &pass);
 	if (r < 0)
 		return r;
 	result = pass_wait(pass);
 	r = result->error;
 	*ret_metadata_bytes = result->metadata_bytes;
+	*ret_joined = result->joined;
 	pass_free(pass);
 	return r;
+}
+
+int bench_agents_look(struct bench_agents *a, uint64_t join_least_pages, bool *ret_joined)
+{
+	const struct pass_options options = { .join_least_pages = join_least_pages };
+	uint64_t metadata_bytes;
+
+	return pass_run(a, &options, &metadata_bytes, ret_joined);
+}
+
+int bench_agents_scan(struct bench_agents *a, uint64_t *ret_metadata_bytes)
+{
+	const struct pass_options options = { .across_domains = true };
+	bool joined;
+
+	return pass_run(a, &options, ret_metadata_bytes, &joined);
 }

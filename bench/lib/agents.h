@@ -19,6 +19,8 @@ struct bench_agents {
 int bench_agents_attach(const struct engine_context *c, struct bench_agents *ret_agents);
 void bench_agents_end(struct bench_agents *a);
 
+/* A look as the daemon takes it, from then on only at what has changed: see pass.h. */
+int bench_agents_look(struct bench_agents *a, uint64_t join_least_pages, bool *ret_joined);
 /* One pass over all of them; waits. 0 or -errno. */
 int bench_agents_scan(struct bench_agents *a, uint64_t *ret_metadata_bytes);
 

@@ -141,6 +141,37 @@ void replay_mem_free(struct replay_mem *m)
 	*m = (struct replay_mem){ 0 };
 }
 
+/* The same for every guest. */
+static void injected_fill(uint64_t *page, uint64_t number)
+{
+	uint64_t state = (number + 1) * UINT64_C(0x9e3779b97f4a7c15);
+
+	for (size_t i = 0; i < PAGE_BYTES / sizeof(*page); i++) {
+		state ^= state >> 12; /* xorshift64* */
+		state ^= state << 25;
+		state ^= state >> 27;
+		page[i] = state * UINT64_C(2685821657736338717);
+	}
+}
+
+int replay_mem_inject(const struct replay_mem *m, uint64_t pages, int (*discard)(void *userdata, void *at, size_t bytes),
+		      void *userdata)
+{
+	uint64_t done = 0, at = 0;
+	int r = 0;
+
+	for (uint64_t i = 0; i <= m->page_count && r == 0; i++) { /* the hole before each present page, and the last */
+		uint64_t end = i < m->page_count ? m->pages[i] : m->info.bytes / PAGE_BYTES;
+
+		if (pages == 0 && at < end)
+			r = discard(userdata, m->base + at * PAGE_BYTES, (end - at) * PAGE_BYTES);
+		for (; at < end && done < pages; at++)
+			injected_fill((uint64_t *)(void *)(m->base + at * PAGE_BYTES), done++);
+		at = end + 1;
+	}
+	return r < 0 ? r : done < pages ? -ENOSPC : 0;
+}
+
 static void note_wrong(struct replay_check *check, uint64_t page)
 {
 	if (check->wrong_pages++ == 0)

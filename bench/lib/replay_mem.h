@@ -26,6 +26,11 @@ struct replay_mem {
 int replay_mem_load(const char *json_path, const struct replay_options *options, struct replay_mem *ret_mem);
 void replay_mem_free(struct replay_mem *m);
 
+/* Fills the first so many absent pages with pseudo-random contents, the same for every guest; 0: discards all that were
+ * absent. 0; -ENOSPC (not so many are absent); -errno of discard. */
+int replay_mem_inject(const struct replay_mem *m, uint64_t pages, int (*discard)(void *userdata, void *at, size_t bytes),
+		      void *userdata);
+
 struct replay_check {
 	uint64_t sum;		  /* over all pages, in order */
 	uint64_t wrong_pages;	  /* not what was loaded */

@@ -60,7 +60,7 @@ bool report_is_clean(const struct report *r)
 				return false;
 		}
 	}
-	return true;
+	return r->idle.ksm.wrong_pages == 0 && r->idle.remap.wrong_pages == 0;
 }
 
 /* ---- JSON ---- */
@@ -210,6 +210,29 @@ static json_t *oracle_json(const struct report *r)
 			 number(o->seconds));
 }
 
+static json_t *rival_json(const struct idle_result *i)
+{
+	if (!i->ok)
+		return json_null();
+	return json_pack("{s:o, s:o, s:o, s:o, s:I}", "cpu_percent", number(i->cpu_percent), "notice_seconds",
+			 number(i->notice_seconds), "dirty_1_cpu_percent", number(i->dirty_cpu_percent[0]),
+			 "dirty_10_cpu_percent", number(i->dirty_cpu_percent[1]), "wrong_pages",
+			 (json_int_t)i->wrong_pages);
+}
+
+static json_t *idle_json(const struct report *r, json_t *why)
+{
+	const struct idle_report *i = &r->idle;
+
+	if (!r->idle_measured)
+		return json_null();
+	if (!i->ksm.ok)
+		json_object_set_new(why, "idle ksm", json_string(i->ksm.why));
+	if (!i->remap.ok)
+		json_object_set_new(why, "idle remap", json_string(i->remap.why));
+	return json_pack("{s:o, s:o}", "ksm", rival_json(&i->ksm), "remap", rival_json(&i->remap));
+}
+
 void report_json(const struct report *r, FILE *out)
 {
 	json_t *root = json_object(), *why = json_object(), *why_4k = json_object();
@@ -227,6 +250,7 @@ void report_json(const struct report *r, FILE *out)
 	json_object_set_new(root, "engines", engines_json(r, r->first, why));
 	json_object_set_new(root, "engines_4k",
 			    r->measured[KIND_SMALL] ? engines_json(r, KIND_SMALL, why_4k) : json_null());
+	json_object_set_new(root, "idle", idle_json(r, why));
 	json_object_set_new(root, "why", why);
 	json_object_set_new(root, "why_4k", why_4k);
 	json_dumpf(root, out, JSON_INDENT(2) | JSON_REAL_PRECISION(6));

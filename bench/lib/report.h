@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "bench/lib/idle.h"
 #include "bench/lib/oracle.h"
 #include "bench/lib/runner.h"
 #include "bench/lib/scan_bench.h"
@@ -35,6 +36,8 @@ struct report {
 	enum report_kind first; /* the kind that scan, estimate, huge_share and picture are about */
 	double huge_share;	/* of the replayed memory that is in huge pages */
 	bool synthetic;
+	bool idle_measured;
+	struct idle_report idle;
 };
 
 /* The run that stands for the others: the median of the good ones by time to 99 % (or to the end, for those

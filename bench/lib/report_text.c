@@ -118,6 +118,23 @@ static void print_engines(const struct report *r, enum report_kind kind, FILE *o
 	print_remarks(r, kind, out);
 }
 
+static void print_rival(const char *name, const struct idle_result *i, FILE *out)
+{
+	if (!i->ok)
+		fprintf(out, "%-14s not measured: %s\n", name, i->why);
+	else
+		fprintf(out, "%-14s %9.3f %8.1f %8.2f %8.2f\n", name, i->cpu_percent, i->notice_seconds,
+			i->dirty_cpu_percent[0], i->dirty_cpu_percent[1]);
+}
+
+static void print_idle(const struct idle_report *i, FILE *out)
+{
+	fprintf(out, "\n%-14s %9s %8s %8s %8s\n", "looking on", "idle", "notice", "1 %/s", "10 %/s");
+	fprintf(out, "%-14s %9s %8s %8s %8s\n", "", "% CPU", "s", "% CPU", "% CPU");
+	print_rival("ksm", &i->ksm, out);
+	print_rival("remap", &i->remap, out);
+}
+
 void report_table(const struct report *r, FILE *out)
 {
 	const struct oracle *o = &r->oracle;
@@ -131,6 +148,8 @@ void report_table(const struct report *r, FILE *out)
 		if (r->measured[kind])
 			print_engines(r, (enum report_kind)kind, out);
 	}
+	if (r->idle_measured)
+		print_idle(&r->idle, out);
 }
 
 /* ---- picture ---- */

@@ -199,6 +199,32 @@ static void test_pass_without_rescan_remembers(void)
 	host_stop(&h);
 }
 
+/* While fewer pages have settled than that, the last join of the same VMs holds, to the last count. */
+static void test_pass_join_spared_when_nothing_new(void)
+{
+	const struct pass_options options = { .limits = { .workers = 1 }, .join_least_pages = 1 };
+	const struct pass_options patient = { .limits = { .workers = 1 }, .join_least_pages = 17 };
+	struct pass_input fewer[VMS - 1];
+	struct pass *p;
+	struct host h;
+
+	if (geteuid() != 0)
+		UNIT_SKIP("reading another process needs root");
+	host_start(&h, true);
+	for (size_t i = 0; i < 4; i++) { /* joined; nothing settled; too little settled; that and 16 more */
+		p = pass_run(&h, i != 1, i == 2 ? &patient : &options);
+		check(pass_wait(p), by_domain);
+		CU_ASSERT_EQUAL(pass_wait(p)->joined, i == 0 || i == 3);
+		pass_free(p);
+	}
+	for (size_t i = 0; i < VMS - 1; i++)
+		fewer[i] = (struct pass_input){ .table = h.tables[i] };
+	unit_must(pass_start(fewer, VMS - 1, &options, &p) == 0, "pass_start");
+	CU_ASSERT_TRUE(pass_wait(p)->error == 0 && pass_wait(p)->joined); /* other VMs */
+	pass_free(p);
+	host_stop(&h);
+}
+
 static void test_pass_dead_child_is_gone(void)
 {
 	static const struct want without_b[VMS] = {
@@ -351,6 +377,7 @@ int main(void)
 		{ "across_domains", test_pass_across_domains_exact },
 		{ "by_domain", test_pass_by_domain_exact },
 		{ "without_rescan", test_pass_without_rescan_remembers },
+		{ "join_spared", test_pass_join_spared_when_nothing_new },
 		{ "dead_child", test_pass_dead_child_is_gone },
 		{ "shared_memory", test_pass_shared_memory_not_mergeable },
 		{ "index", test_pass_index_filled_and_counted },
