@@ -1,0 +1,151 @@
+#!/bin/bash
+# Live migration of real QEMU with merging before, during and after: precopy, postcopy (QEMU's own userfaultfd on the
+# destination) and a background snapshot (QEMU's own on merged memory). The guests check their memory all the time.
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+needs_root
+needs_qemu
+[ -e /dev/userfaultfd ] || skip "the kernel has no /dev/userfaultfd"
+
+# guest DIR [OPTION...]: QEMU with the agent, and a second monitor for this test
+guest()
+{
+	local dir=$1
+	shift
+	MEMVIRT_QEMU="$build/memvirtctl run --socket $work/agent -- qemu-system-x86_64" \
+		start_guest "$dir" --name "$dir" --mem 384 --append round_s=2 "$@"
+}
+
+# What QEMU gets beside: the second monitor, and where it is to listen.
+extra()
+{
+	echo "-qmp unix:$work/$1/qmp2.sock,server=on,wait=off ${2:+-incoming $2}"
+}
+
+# qmp GUEST COMMAND [ARGUMENTS]
+qmp()
+{
+	printf '{"execute":"qmp_capabilities"}{"execute":"%s"%s}' "$2" "${3:+,\"arguments\":$3}" |
+		socat -t 2 - "UNIX-CONNECT:$work/$1/qmp2.sock"
+}
+
+capability()
+{
+	qmp "$1" migrate-set-capabilities \
+		"{\"capabilities\":[{\"capability\":\"$2\",\"state\":true}]}" | grep -q '"return": {}' ||
+		die "$1: no capability $2"
+}
+
+# The last answer's field of query-migrate; empty: none.
+migration()
+{
+	qmp "$1" query-migrate | tail -n 1 | get "j['return'].get('$2', '')"
+}
+
+migration_is()
+{
+	[ "$(migration "$1" status)" = "$2" ]
+}
+
+vm_is() # NAME PYTHON-EXPRESSION of "v"
+{
+	ctl --json merge status >"$work/merge.json" &&
+		get "any(v['name'] == '$1' and ($2) for v in j['vms'])" <"$work/merge.json" | grep -q True
+}
+
+explained() # NAME TEXT
+{
+	ctl explain "$1" | grep -q "$2"
+}
+
+migrate() # FROM TO
+{
+	qmp "$1" migrate "{\"uri\":\"unix:$work/$2.sock\"}" | tail -n 1 | grep -q '"return"' || die "$1: migrate"
+}
+
+arrived() # FROM TO
+{
+	wait_for 120 "$1 to arrive as $2" migration_is "$1" completed
+	"$top/tests/guest/stop-guest.sh" "$work/$1" >/dev/null
+	wait_rounds 2 "$2"
+}
+
+slowly() # GUEST: so that there is something to see
+{
+	qmp "$1" migrate-set-parameters '{"max-bandwidth":33554432,"downtime-limit":300}' >/dev/null
+}
+
+# shellcheck disable=SC2046	# words
+{
+	guest a --seed 1 -- $(extra a) &
+	guest b --seed 2 -- $(extra b) &
+	guest c --seed 3 -- $(extra c) &
+	wait
+}
+guests=(a b c)
+wait_rounds 1 a b c
+write_conf <<END
+[daemon]
+tick = 100ms
+[vmm]
+discover = 200ms
+[scan]
+cpu_percent = 100%
+interval = 1s
+rest_permille = 1000
+[merge]
+engine = remap
+min_gain = 2MiB
+[vm *]
+domain = all
+END
+
+# -- without merging, for comparison
+# shellcheck disable=SC2046
+guest c2 --seed 3 -- $(extra c2 "unix:$work/c2.sock")
+slowly c
+migrate c c2
+arrived c c2
+plain_ms=$(migration c downtime 2>/dev/null || :)
+
+# -- precopy of a merged guest, into one that is merged afterwards
+start_daemon
+wait_for 90 "merging" vm_is a "v['merged_mib'] > 50"
+wait_for 90 "merging" vm_is b "v['merged_mib'] > 50"
+# shellcheck disable=SC2046
+guest a2 --seed 1 -- $(extra a2 "unix:$work/a2.sock")
+slowly a
+migrate a a2
+wait_for 20 "merging to pause" explained a migrat
+explained a2 migrat || echo "a2: an incoming migration is not told"
+wait_for 120 "a to arrive" migration_is a completed
+echo "downtime: $(migration a downtime) ms with merging"
+arrived a a2
+wait_for 90 "the guest that arrived to be merged" vm_is a2 "v['merged_mib'] > 50"
+wait_rounds 2 a2 b
+
+# -- postcopy: QEMU registers the destination's memory with its own userfaultfd
+# shellcheck disable=SC2046
+guest b2 --seed 2 -- $(extra b2)
+capability b postcopy-ram
+capability b2 postcopy-ram
+sleep 2 # its agent has registered memory by now, or this shows nothing
+qmp b2 migrate-incoming "{\"uri\":\"unix:$work/b2.sock\"}" >/dev/null
+slowly b
+migrate b b2
+wait_for 20 "precopy" migration_is b active
+qmp b migrate-start-postcopy >/dev/null
+arrived b b2
+wait_for 120 "the guest of the postcopy to be merged" vm_is b2 "v['merged_mib'] > 50"
+wait_rounds 2 a2 b2
+
+# -- a background snapshot: QEMU protects merged memory with its own userfaultfd
+capability a2 background-snapshot
+qmp a2 migrate "{\"uri\":\"exec:cat >$work/snapshot\"}" >/dev/null
+wait_for 120 "the snapshot" migration_is a2 completed
+[ "$(stat -c %s "$work/snapshot")" -gt $((100 << 20)) ] || die "the snapshot is too small"
+wait_rounds 2 a2 b2
+vm_is a2 "v['merged_mib'] > 50" || die "a2 is not merged any more"
+stop_daemon TERM || die "memvirtd did not end well"
+echo "downtime without merging: ${plain_ms:-unknown} ms"
+echo "all good"
