@@ -229,7 +229,7 @@ $(BUILD)/tests/test_kvm $(BUILD)/tests/test_vms: $(BUILD)/tests/lib/domain.o $(B
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit -lm
 
-$(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_preload): $(AGENT_OBJ)
+$(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_ksmd_agents test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(patsubst %,$(BUILD)/tests/%,$(EXCHANGE_TESTS)): $(EXCHANGE_HOOKS_OBJ)
 $(patsubst %,$(BUILD)/tests/unit/%.o,$(EXCHANGE_TESTS)): CPPFLAGS += -DEXCHANGE_HOOKS
