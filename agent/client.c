@@ -132,6 +132,7 @@ static void fork_child(void)
 		a->thread_runs = false;
 		a->journal = NULL;
 		a->store.map = NULL;
+		a->freezer = freezer_forget(a->freezer);
 		cleanup_close(&a->sock);
 		cleanup_close(&a->uffd);
 		cleanup_close(&a->journal_fd);
@@ -155,11 +156,12 @@ static int fork_watch(void)
 
 /* ---- attach and detach ---- */
 
-/* Takes agents that are half built, without a thread. Merged memory stays as it is. */
+/* Takes agents that are half built, without a thread. What is merged stays so. */
 static void agent_free(struct memvirt_agent *a)
 {
 	client_store_drop(a);
 	exchange_free(a->x);
+	freezer_free(a->freezer);
 	if (a->journal)
 		munmap(a->journal, PAGE);
 	cleanup_close(&a->journal_fd);
@@ -271,6 +273,7 @@ struct memvirt_agent *memvirt_agent_detach(struct memvirt_agent *a)
 	/* Without the guard, for the thread takes it. Still the active one: a fork waits for its window to end. */
 	if (runs)
 		pthread_join(a->thread, NULL);
+	client_fold_all(a);
 	client_guard_lock();
 	active = NULL;
 	client_touched_clear();

@@ -100,6 +100,18 @@ static int daemon_connect(const char *path, const char **ret_why)
 
 /* ---- the userfaultfd ---- */
 
+static int freezer_ask(int device)
+{
+	int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK), err;
+
+	if (fd < 0)
+		return -errno;
+	err = uffd_setup_freezer(fd);
+	if (err < 0)
+		close(fd);
+	return err < 0 ? err : fd;
+}
+
 /* /dev/userfaultfd as root has it open; what is made with it is for our own memory, and needs no privilege. Returns a
  * userfaultfd, -EPERM: the daemon has none to give; other: the connection is no good. */
 static int uffd_ask(struct memvirt_agent *a, int sock, int timeout_ms)
@@ -125,6 +137,8 @@ static int uffd_ask(struct memvirt_agent *a, int sock, int timeout_ms)
 			close(fd);
 			fd = -1;
 		}
+		if (fd >= 0)
+			client_fold_freezer(a, freezer_ask(a->in.fds[0]));
 		fd = fd < 0 ? -EPERM : fd;
 	}
 	packet_close(&a->in);
@@ -136,6 +150,8 @@ static int uffd_get(struct memvirt_agent *a, int sock, int timeout_ms, const cha
 {
 	int fd = uffd_open();
 
+	if (fd >= 0 && !a->freezer)
+		client_fold_freezer(a, uffd_open_freezer());
 	if (fd == -EPERM || fd == -EACCES) {
 		fd = uffd_ask(a, sock, timeout_ms);
 		*ret_why = "the daemon does not answer";
@@ -197,21 +213,24 @@ static const char *exchange_open(struct memvirt_agent *a)
 		return "the journal cannot be made";
 	if (exchange_new(a->uffd, a->journal, &a->x) < 0)
 		return "the exchange cannot be set up (mlockall?)";
+	exchange_use_freezer(a->x, a->freezer);
 	return NULL;
 }
-
-/* Why no memory can be given back. */
-static const char no_unmerge[] = "this agent cannot un-merge";
 
 static int hello(const struct memvirt_agent *a, int sock)
 {
 	struct agent_hello h = { .header.type = AGENT_HELLO,
 				 .version = AGENT_PROTOCOL_VERSION,
-				 .flags = a->no_x ? 0 : AGENT_CAN_REMAP };
-	const int fds[] = { a->uffd, a->journal_fd };
+				 .flags = AGENT_CAN_REMAP };
+	const int fds[] = { a->uffd, a->journal_fd, a->freezer ? freezer_fd(a->freezer) : -1 };
 
-	snprintf(h.why, sizeof(h.why), "%s", a->no_x ? a->no_x : no_unmerge);
-	return packet_send(sock, &h, sizeof(h), fds, a->no_x ? 0 : ARRAY_SIZE(fds));
+	if (a->no_x)
+		h.flags = 0;
+	else if (a->freezer)
+		h.flags |= AGENT_CAN_UNMERGE;
+	if (a->no_x || a->no_freezer)
+		snprintf(h.why, sizeof(h.why), "%s", a->no_x ? a->no_x : a->no_freezer);
+	return packet_send(sock, &h, sizeof(h), fds, a->no_x ? 0 : a->freezer ? 3 : 2);
 }
 
 /* Pages that are neither in their place nor known to be: guest threads may wait for them. */

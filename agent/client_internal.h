@@ -20,6 +20,7 @@
 #include <stdbool.h>
 
 #include "agent/exchange.h"
+#include "agent/freezer.h"
 #include "agent/memvirt-agent.h"
 #include "agent/packet.h"
 
@@ -68,6 +69,8 @@ struct memvirt_agent {
 	struct exchange_journal *journal;
 	struct exchange *x; /* set once, with the guard held */
 	const char *no_x;   /* why there is none, or it may not be used; NULL: all is well */
+	struct freezer *freezer; /* likewise */
+	const char *no_freezer;  /* why there is none: merged memory stays merged */
 	struct ram ram[AGENT_SLOTS_MAX];
 	struct agent_range gone[AGENT_SLOTS_MAX]; /* UNSLOTs to send */
 	struct agent_range released[CLIENT_RELEASES_MAX];
@@ -108,6 +111,12 @@ bool client_wait(struct memvirt_agent *a, int fd, int timeout_ms);
 /* client_serve.c. NULL: go on; else why the connection has to end. */
 const char *client_serve_one(struct memvirt_agent *a);
 void client_store_drop(struct memvirt_agent *a);
+
+/* client_fold.c. _freezer: takes fd (or -errno: why there is none) for a->freezer, or says why not in a->no_freezer.
+ * _unmerge: the answer, in a->out. _all: gives back what is merged, as far as a second and the host's memory allow. */
+void client_fold_freezer(struct memvirt_agent *a, int fd);
+struct agent_unmerged *client_fold_unmerge(struct memvirt_agent *a, const struct agent_unmerge *m, int unfit);
+void client_fold_all(struct memvirt_agent *a);
 
 /* client_hash.c. The answer, in a->out. */
 struct agent_hashed *client_hash(struct memvirt_agent *a, const struct agent_hash *h);

@@ -1,4 +1,4 @@
-/* What the daemon asks for: merging, marking for the kernel's scanner, and hashes.
+/* What the daemon asks for: merging, giving back, marking for the kernel's scanner, and hashes.
  *
  * What a daemon sends cannot reach memory that is not guest RAM, nor make it hold other bytes than before:
  *
@@ -6,6 +6,7 @@
  * store_refuse()     the store is memory that cannot shrink under the mapping (no SIGBUS) and that this process
  *                    cannot write;
  * hint_mark()        stretches within one slot that the daemon was told of; marking changes no byte;
+ * exchange_fold()    whatever the window: pages that are merged, and every byte stays what it is;
  * client_hash()      stretches within one slot that may be merged; nothing is written, and nothing but hashes told;
  * exchange_merge()   window_check() and runs_check() in exchange_plan.c: the window's pages must lie in one slot that
  *                    the VMM itself has added, and the frames in the store. No address but the window comes from
@@ -246,6 +247,20 @@ static const char *hash(struct memvirt_agent *a, const struct agent_hash *h)
 	return packet_send(a->sock, reply, len, NULL, 0) < 0 ? "the daemon is gone" : NULL;
 }
 
+/* ---- giving back ---- */
+
+static const char *unmerge(struct memvirt_agent *a, const struct agent_unmerge *m)
+{
+	const struct agent_unmerged *reply;
+
+	if (a->no_x || !a->freezer)
+		return "the daemon asked for un-merging, which was ruled out";
+	reply = client_fold_unmerge(a, m, process_check(a));
+	if (packet_send(a->sock, reply, sizeof(*reply), NULL, 0) < 0)
+		return "the daemon is gone";
+	return reply->error < 0 && !client_settled(a) ? client_unfinished : NULL;
+}
+
 /* ---- one packet ---- */
 
 static const char *receive_why(int err)
@@ -278,6 +293,8 @@ const char *client_serve_one(struct memvirt_agent *a)
 		why = hints_mark(a, packet_hints(&a->in));
 	else if (a->in.header.type == AGENT_HASH)
 		why = hash(a, &a->in.hash);
+	else if (a->in.header.type == AGENT_UNMERGE)
+		why = unmerge(a, &a->in.unmerge);
 	packet_close(&a->in);
 	return why;
 }

@@ -161,6 +161,7 @@ struct exchange_fold {
 	unsigned kept;	 /* merged pages that stay as they are */
 	int err;	 /* why the first of these: -EBUSY: something may write to it past the page tables; -ENOSPC: the
 			    mapping budget; -EPERM: the slot is closed; or what the kernel said */
+	uint64_t stall_max_ns; /* the longest that a stretch was frozen */
 };
 
 /* Gives the merged pages of the window at `window` (2 MiB aligned) their own anonymous memory, with every byte, while

@@ -50,7 +50,7 @@ struct fold {
 	unsigned first, n;	/* the stretch, in pages of the window */
 	uint64_t held, held_end; /* what is registered: the stretch and a neighbour */
 	uint64_t spare;		/* the new mapping, before it is in place; 0: none */
-	uint64_t frozen_ns;
+	uint64_t frozen_ns, stall_ns;
 };
 
 static uint64_t fold_at(const struct fold *f)
@@ -236,7 +236,6 @@ static int fill(struct exchange *x, struct fold *f)
 static int release(struct exchange *x, struct fold *f)
 {
 	int fd = freezer_fd(x->freezer), err;
-	uint64_t stall;
 
 	journal_step(x, STEP_UNREGISTER);
 	err = uffd_unregister(fd, f->held, f->held_end - f->held);
@@ -251,10 +250,10 @@ static int release(struct exchange *x, struct fold *f)
 		(void)uffd_wake(fd, f->held, f->held_end - f->held);
 	if (err < 0)
 		return x->stopped = err; /* the journal says so: another holder of the descriptor can do better */
-	stall = clock_mono_ns() - f->frozen_ns;
-	x->counters.fold_stall_ns += stall;
-	if (stall > x->counters.fold_stall_max_ns)
-		x->counters.fold_stall_max_ns = stall;
+	f->stall_ns = clock_mono_ns() - f->frozen_ns;
+	x->counters.fold_stall_ns += f->stall_ns;
+	if (f->stall_ns > x->counters.fold_stall_max_ns)
+		x->counters.fold_stall_max_ns = f->stall_ns;
 	watch_again(x, f);
 	journal_step(x, STEP_DROP);
 	if (f->spare != 0)
@@ -416,6 +415,8 @@ static int fold_locked(struct exchange *x, uint64_t window, struct walk *w, bool
 		why = -ENOSPC;
 	if (why == 0 && f.n > 0)
 		err = stretch_fold(x, &f, &why);
+	if (f.stall_ns > ret->stall_max_ns)
+		ret->stall_max_ns = f.stall_ns;
 	if (why < 0 || err < 0)
 		keep(ret, f.n, why < 0 ? why : err);
 	else

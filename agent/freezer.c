@@ -72,16 +72,15 @@ static int reader_start(struct freezer *f)
 
 int freezer_new(int fd, struct freezer **ret_freezer)
 {
-	struct freezer *f = calloc(1, sizeof(*f));
+	struct freezer *f = malloc(sizeof(*f));
 	int err;
 
 	if (!f) {
 		close(fd);
 		return -ENOMEM;
 	}
-	f->fd = fd;
-	f->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	f->pagemap_fd = pagemap_open(0);
+	*f = (struct freezer){ .fd = fd, .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
+			       .pagemap_fd = pagemap_open(0) };
 	err = f->stop_fd < 0 ? -errno : f->pagemap_fd < 0 ? f->pagemap_fd : reader_start(f);
 	if (err < 0) {
 		freezer_free(f);

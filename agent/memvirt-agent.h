@@ -15,7 +15,7 @@
  * per process.
  *
  * What the VMM must know:
- * - The agent has one thread, with all signals blocked. It moves guest pages out for some 100 us, compares them with
+ * - The agent has a thread, with all signals blocked (and one more that only sleeps, see agent/freezer.h). It moves guest pages out for some 100 us, compares them with
  *   the daemon's frames and maps these copy-on-write. Who touches such a page meanwhile waits, and reads and
  *   writes as ever afterwards.
  * - Where that is ruled out (an old kernel, no userfaultfd to be had, locked memory) the agent can still mark memory for
@@ -23,8 +23,9 @@
  * - Merged memory is a private mapping of a file. MADV_DONTNEED on it would bring the file's bytes back, not zeroes,
  *   and MADV_FREE fails: a VMM with a balloon or free page reporting calls memvirt_agent_discard() instead. Before
  *   munmap, mmap, mremap, mprotect, mlock or a userfaultfd registration on RAM its slot must be removed.
- * - Memory stays merged when its slot is removed, after detach and when the daemon is gone: then, too, every byte is
- *   right. To discard it after that, map fresh memory over it.
+ * - Memory stays merged when its slot is removed and when the daemon is gone: then, too, every byte is right. detach()
+ *   makes it the VMM's own again, as far as a second and the host's memory allow; the rest stays merged. To discard it
+ *   after that, map fresh memory over it.
  * - fork() is safe once attached. In the child merging is over; the child may discard and detach.
  * - When the connection ends (the daemon stopped, or sent what it must not), nothing is merged until the agent has
  *   connected again. It tries by itself, after 1 s and then less and less often, up to every 5 s. Slots may be added
@@ -60,7 +61,7 @@ int memvirt_agent_discard(struct memvirt_agent *agent, void *addr, size_t len);
 /* NULL while the daemon is connected, else why it is not (static text). */
 const char *memvirt_agent_ended(const struct memvirt_agent *agent);
 
-/* Stops the thread, after the window it may be in, and frees the agent. No other call may be going on or follow. NULL
+/* Stops the thread, after the window it may be in, gives back what is merged, and frees the agent. No other call may be going on or follow. NULL
  * ok; gives NULL. */
 struct memvirt_agent *memvirt_agent_detach(struct memvirt_agent *agent);
 

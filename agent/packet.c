@@ -20,6 +20,7 @@ _Static_assert(sizeof(struct agent_hints) + AGENT_HINTS_MAX * sizeof(struct agen
 _Static_assert(sizeof(struct agent_run) == 8 && sizeof(struct agent_merge) == 24, "wire");
 _Static_assert(sizeof(struct agent_result) == 8 && sizeof(struct agent_merged) == 32, "wire");
 _Static_assert(sizeof(struct agent_merge) + AGENT_RUNS_MAX * sizeof(struct agent_run) <= AGENT_PACKET_MAX, "wire");
+_Static_assert(sizeof(struct agent_unmerge) == 24 && sizeof(struct agent_unmerged) == 40, "wire");
 _Static_assert(sizeof(struct agent_hash) == 32 && sizeof(struct agent_hashed) == 32, "wire");
 _Static_assert(sizeof(struct agent_hashed) + AGENT_HASH_PAGES_MAX * sizeof(uint64_t) <= AGENT_PACKET_MAX, "wire");
 _Static_assert(sizeof(struct agent_merged) + AGENT_RUNS_MAX * sizeof(struct agent_result) <= AGENT_PACKET_MAX,
@@ -45,6 +46,8 @@ static const struct kind {
 	[AGENT_HINTED] = { .fixed = sizeof(struct agent_hinted), .numbered = true },
 	[AGENT_HASH] = { .fixed = sizeof(struct agent_hash), .numbered = true },
 	[AGENT_HASHED] = { sizeof(struct agent_hashed), sizeof(uint64_t), AGENT_HASH_PAGES_MAX, true },
+	[AGENT_UNMERGE] = { .fixed = sizeof(struct agent_unmerge), .numbered = true },
+	[AGENT_UNMERGED] = { .fixed = sizeof(struct agent_unmerged), .numbered = true },
 };
 
 /* How many descriptors a packet of known length has to bring. */
@@ -164,6 +167,12 @@ static bool hashed_fits(const struct agent_hashed *h)
 	       h->huge <= AGENT_HASH_PAGES_MAX;
 }
 
+static bool unmerged_fits(const struct agent_unmerged *u)
+{
+	return errno_fits(u->error) && errno_fits(u->kept_error) && window_fits(u->window) &&
+	       u->folded <= AGENT_WINDOW_PAGES && u->kept <= AGENT_WINDOW_PAGES;
+}
+
 static bool fields_fit(struct packet *p)
 {
 	switch ((enum agent_message)p->header.type) {
@@ -192,6 +201,11 @@ static bool fields_fit(struct packet *p)
 		return hash_fits(&p->hash);
 	case AGENT_HASHED:
 		return hashed_fits(packet_hashed(p));
+	case AGENT_UNMERGE:
+		return window_fits(p->unmerge.window) && (p->unmerge.flags & ~AGENT_UNMERGE_SPLIT) == 0 &&
+		       p->unmerge.reserved == 0;
+	case AGENT_UNMERGED:
+		return unmerged_fits(&p->unmerged);
 	}
 	return false;
 }
@@ -201,7 +215,7 @@ int packet_check(struct packet *p, unsigned fd_count)
 	const struct agent_header *h = &p->header;
 	const struct kind *k;
 
-	if (p->len < sizeof(*h) || h->type < AGENT_HELLO || h->type > AGENT_HASHED)
+	if (p->len < sizeof(*h) || h->type < AGENT_HELLO || h->type > AGENT_UNMERGED)
 		return -EPROTO;
 	k = &kinds[h->type];
 	if (h->type == AGENT_HELLO && p->len >= offsetof(struct agent_hello, flags) &&

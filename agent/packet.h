@@ -22,6 +22,8 @@ struct packet {
 		struct agent_store store;
 		struct agent_hinted hinted;
 		struct agent_hash hash;
+		struct agent_unmerge unmerge;
+		struct agent_unmerged unmerged;
 		uint8_t bytes[AGENT_PACKET_MAX];
 	};
 	size_t len;

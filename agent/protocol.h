@@ -21,6 +21,7 @@
  * MERGED, in order. HINT marks ranges for the kernel's scanner and is answered by HINTED, in the same order.
  * HASH asks what the pages of a range hold, and is answered by HASHED: the agent reads them where they are, which costs
  * half of reading them from outside. Hashes are hints: nothing but time depends on their being true.
+ * UNMERGE gives the merged pages of a window their own memory back, and is answered by UNMERGED.
  * RELEASED comes unasked when merged pages became anonymous again (balloon, free page reporting, unmap). */
 #ifndef AGENT_PROTOCOL_H
 #define AGENT_PROTOCOL_H
@@ -52,6 +53,8 @@ enum agent_message {
 	AGENT_HINTED,	 /* agent -> daemon */
 	AGENT_HASH,	 /* daemon -> agent */
 	AGENT_HASHED,	 /* agent -> daemon */
+	AGENT_UNMERGE,	 /* daemon -> agent, only if it said AGENT_CAN_UNMERGE */
+	AGENT_UNMERGED,	 /* agent -> daemon */
 };
 
 #define AGENT_CAN_REMAP 1u /* else only HINT */
@@ -61,7 +64,7 @@ enum agent_message {
 struct agent_header {
 	uint16_t type; /* enum agent_message */
 	uint16_t count; /* of what follows the fixed part: runs, results, hints or hashes; else 0 */
-	uint32_t sequence; /* of MERGE, HINT and HASH, repeated in the answer; else 0 */
+	uint32_t sequence; /* of MERGE, HINT, HASH and UNMERGE, repeated in the answer; else 0 */
 };
 
 struct agent_hello {
@@ -168,6 +171,25 @@ struct agent_hashed {
 	uint32_t zero_mapped, swapped, huge; /* pages; only huge ones have a hash */
 	uint32_t reserved;
 	uint64_t hashes[]; /* of each page: page_hash(), or PAGE_HASH_NONE */
+};
+
+#define AGENT_UNMERGE_SPLIT 1u /* see exchange_fold() */
+
+struct agent_unmerge {
+	struct agent_header header;
+	uint64_t window; /* HVA, 2 MiB aligned */
+	uint32_t flags;	 /* AGENT_UNMERGE_SPLIT */
+	uint32_t reserved;
+};
+
+struct agent_unmerged {
+	struct agent_header header;
+	int32_t error;	       /* 0, or -errno: nothing was done */
+	int32_t kept_error;    /* why the first page stayed merged; 0: none did */
+	uint64_t window;
+	uint32_t folded, kept; /* pages that are the guest's own now; that stay merged */
+	uint32_t stall_us;     /* the longest that guest threads could have been held up at once */
+	uint32_t cpu_us;       /* that the agent's thread used for it */
 };
 
 #endif

@@ -135,6 +135,21 @@ static int hashed_take(struct agent_peer *p, const struct agent_hashed *m, struc
 	return 1;
 }
 
+static int unmerged_take(struct agent_peer *p, const struct agent_unmerged *m, struct agent_answer *ret)
+{
+	struct command c;
+	int r = answer_begin(p, &m->header, AGENT_UNMERGE, &c);
+
+	if (r < 0 || m->window != c.window)
+		return -EPROTO;
+	ret->type = AGENT_UNMERGED;
+	ret->error = m->error;
+	ret->cpu_us = m->cpu_us;
+	ret->count = 0;
+	ret->unmerged = *m;
+	return 1;
+}
+
 static int hello_take(struct agent_peer *p, struct packet *packet)
 {
 	int r = 0;
@@ -182,6 +197,8 @@ static int packet_take(struct agent_peer *p, struct packet *packet, struct agent
 		return hinted_take(p, &packet->hinted, ret_answer);
 	case AGENT_HASHED:
 		return hashed_take(p, packet_hashed(packet), ret_answer);
+	case AGENT_UNMERGED:
+		return unmerged_take(p, &packet->unmerged, ret_answer);
 	default:
 		return -EPROTO;
 	}
@@ -444,6 +461,22 @@ int agent_peer_hash(struct agent_peer *p, uint64_t hva, uint32_t pages, uint64_t
 		return -EBUSY;
 	p->sequence++;
 	return command_send(p, &m, sizeof(m), &(struct command){ p->sequence, AGENT_HASH, (uint16_t)pages, hva });
+}
+
+int agent_peer_unmerge(struct agent_peer *p, uint64_t window, bool split)
+{
+	const struct agent_unmerge m = {
+		.header = { .type = AGENT_UNMERGE, .sequence = p->sequence + 1 },
+		.window = window,
+		.flags = split ? AGENT_UNMERGE_SPLIT : 0,
+	};
+
+	if (agent_peer_unmerge_refusal(p))
+		return -EOPNOTSUPP;
+	if (p->outstanding == AGENT_PEER_OUTSTANDING)
+		return -EBUSY;
+	p->sequence++;
+	return command_send(p, &m, sizeof(m), &(struct command){ p->sequence, AGENT_UNMERGE, 0, window });
 }
 
 int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, size_t count, int timeout_ms,

@@ -45,7 +45,7 @@ bool agent_peer_released(struct agent_peer *p);
 
 /* What came back for the oldest window or hints that were sent. */
 struct agent_answer {
-	enum agent_message type; /* AGENT_MERGED; AGENT_HASHED; AGENT_HINTED, with error only */
+	enum agent_message type; /* AGENT_MERGED; AGENT_HASHED; AGENT_UNMERGED; AGENT_HINTED, with error only */
 	int error;
 	uint32_t cpu_us; /* of the agent's thread */
 	size_t count;	 /* results, or hashes */
@@ -59,6 +59,7 @@ struct agent_answer {
 			uint32_t zero_mapped, swapped, huge;
 			uint64_t hashes[AGENT_HASH_PAGES_MAX];
 		};
+		struct agent_unmerged unmerged; /* AGENT_UNMERGED */
 	};
 };
 
@@ -85,6 +86,8 @@ int agent_peer_merge(struct agent_peer *p, uint64_t window, const struct agent_r
 int agent_peer_hint(struct agent_peer *p, const struct agent_hint *hints, size_t count);
 /* Asks for the hashes of at most AGENT_HASH_PAGES_MAX pages; what comes back is the agent's word, and a hint at best. */
 int agent_peer_hash(struct agent_peer *p, uint64_t hva, uint32_t pages, uint64_t seed);
+/* Gives the merged pages of a window their own memory back; split: see exchange_fold(). -EOPNOTSUPP: it cannot. */
+int agent_peer_unmerge(struct agent_peer *p, uint64_t window, bool split);
 /* agent_peer_hint() for any number of ranges, one packet after the other, waiting timeout_ms for each answer; nothing else may be
  * without one. A range that could not be marked is no error of the connection: *ret_error is the first such, or 0. */
 int agent_peer_hint_all(struct agent_peer *p, const struct agent_hint *hints, size_t count, int timeout_ms,

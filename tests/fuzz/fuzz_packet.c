@@ -77,7 +77,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		hashed_holds(packet_hashed(&p), p.len);
 	else
 		assert(p.header.count == 0 && (p.header.sequence == 0 || p.header.type == AGENT_HINTED ||
-					       p.header.type == AGENT_HASH));
+					       p.header.type == AGENT_HASH ||
+					       p.header.type == AGENT_UNMERGE ||
+					       p.header.type == AGENT_UNMERGED));
+	if (p.header.type == AGENT_UNMERGED)
+		assert(p.unmerged.folded <= AGENT_WINDOW_PAGES && p.unmerged.kept <= AGENT_WINDOW_PAGES &&
+		       p.unmerged.error <= 0 && p.unmerged.kept_error <= 0);
 	if (p.header.type == AGENT_HASH)
 		assert(p.hash.pages >= 1 && p.hash.pages <= AGENT_HASH_PAGES_MAX && p.hash.hva % 4096 == 0 &&
 		       p.hash.hva + p.hash.pages * UINT64_C(4096) > p.hash.hva);

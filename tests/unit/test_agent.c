@@ -88,8 +88,8 @@ static void test_agent_merge_each_kind_of_run_contents_right(void)
 	CU_ASSERT_TRUE(page_is(rig.ram + 4 * PAGE_BYTES, 5) && page_is(rig.ram + 6 * PAGE_BYTES, 7));
 	unit_page_fill((char *)rig.ram + 5 * PAGE_BYTES, 6);
 	detach();
-	CU_ASSERT_TRUE(ram_right()); /* stays merged, without agent and daemon */
-	CU_ASSERT_TRUE(mapped_from_store(0));
+	CU_ASSERT_TRUE(ram_right()); /* its own again, without agent and daemon */
+	CU_ASSERT_FALSE(mapped_from_store(0));
 	ram_fill();
 }
 
@@ -141,6 +141,50 @@ static unsigned wrong_hashes(const struct agent_hashed *h, unsigned first)
 		wrong += h->hashes[i] != (none ? PAGE_HASH_NONE : page_hash(rig.ram + p * PAGE_BYTES, SEED));
 	}
 	return wrong;
+}
+
+/* What came back; NULL: nothing. */
+static const struct agent_unmerged *unmerge_ask(unsigned window, uint32_t flags)
+{
+	const struct agent_unmerge m = { .header = { .type = AGENT_UNMERGE, .sequence = 78 },
+					 .window = (uint64_t)(uintptr_t)rig.ram + window * WINDOW_BYTES,
+					 .flags = flags };
+
+	if (packet_send(rig.sock, &m, sizeof(m), NULL, 0) < 0 || packet_receive(rig.sock, &rig.in, 0) < 0 ||
+	    rig.in.header.type != AGENT_UNMERGED || rig.in.header.sequence != 78)
+		return NULL;
+	return &rig.in.unmerged;
+}
+
+static void test_agent_unmerge_gives_memory_back(void)
+{
+	struct packet *p = merge_new(0);
+	const struct agent_unmerged *u;
+
+	attach_all();
+	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP | AGENT_CAN_UNMERGE);
+	CU_ASSERT_EQUAL(uffd_wake(rig.hello.fds[2], (uint64_t)(uintptr_t)rig.ram, PAGE_BYTES), 0);
+	merge_run(p, 0, 100, 0);
+	CU_ASSERT_EQUAL(merge_ask(p), 0);
+	CU_ASSERT_TRUE(mapped_from_store(50));
+	rig.ram[60 * PAGE_BYTES]++;
+	rig.ram[60 * PAGE_BYTES]--;
+	u = unmerge_ask(0, 0);
+	CU_ASSERT_PTR_NOT_NULL_FATAL(u);
+	CU_ASSERT_TRUE(u->error == 0 && u->folded == 100 && u->kept == 0 && u->kept_error == 0 && u->stall_us > 0);
+	CU_ASSERT_FALSE(mapped_from_store(50));
+	u = unmerge_ask(0, AGENT_UNMERGE_SPLIT); /* nothing is left */
+	CU_ASSERT_TRUE(u && u->error == 0 && u->folded == 0);
+	u = unmerge_ask(1000, 0); /* nobody's memory */
+	CU_ASSERT_TRUE(u && u->error == 0 && u->folded == 0 && u->kept == 0);
+	CU_ASSERT_TRUE(ram_right());
+	merge_run(p, 100, 100, 100);
+	CU_ASSERT_EQUAL(merge_ask(p), 0);
+	CU_ASSERT_TRUE(mapped_from_store(150));
+	detach();
+	CU_ASSERT_FALSE(mapped_from_store(50) || mapped_from_store(150));
+	CU_ASSERT_TRUE(ram_right());
+	ram_fill();
 }
 
 static void test_agent_hash_tells_what_is_there(void)
@@ -636,6 +680,16 @@ static void test_packet_check_each_type_bad_fields_refused(void)
 		{ "hashed, error positive", 0, 32, { AGENT_HASHED, 22 }, -EPROTO },
 		{ "hashed, more huge than asked for", 0, 32, { AGENT_HASHED, 0, 0, 1025 }, -EPROTO },
 		{ "hashed, reserved", 0, 32, { AGENT_HASHED, 0, 0, REMAP }, -EPROTO },
+		{ "unmerge", 0, 24, { AGENT_UNMERGE, 2u << 20, 1 }, 0 },
+		{ "unmerge, no window", 0, 24, { AGENT_UNMERGE, 4096, 0 }, -EPROTO },
+		{ "unmerge, flags", 0, 24, { AGENT_UNMERGE, 2u << 20, 2 }, -EPROTO },
+		{ "unmerge, reserved", 0, 24, { AGENT_UNMERGE, 2u << 20, REMAP }, -EPROTO },
+		{ "unmerge, longer", 0, 32, { AGENT_UNMERGE, 2u << 20, 0 }, -EPROTO },
+		{ "unmerged", 0, 40, { AGENT_UNMERGED, 0, 2u << 20, 512 }, 0 },
+		{ "unmerged, error positive", 0, 40, { AGENT_UNMERGED, 16, 2u << 20, 0 }, -EPROTO },
+		{ "unmerged, reason positive", 0, 40, { AGENT_UNMERGED, REMAP, 2u << 20, 0 }, -EPROTO },
+		{ "unmerged, too many", 0, 40, { AGENT_UNMERGED, 0, 2u << 20, 513 }, -EPROTO },
+		{ "unmerged, no window", 0, 40, { AGENT_UNMERGED, 0, 4096, 512 }, -EPROTO },
 		{ "unslot with a descriptor", 1, 24, { AGENT_UNSLOT, 4096, 4096 }, -EPROTO },
 		{ "released", 0, 24, { AGENT_RELEASED, 8192, 4096 }, 0 },
 		{ "released too long", 0, 32, { AGENT_RELEASED, 8192, 4096 }, -EPROTO },
@@ -689,6 +743,7 @@ int main(void)
 		{ "hello", test_agent_attach_says_hello_with_descriptors },
 		{ "slots", test_agent_slots_are_offered_and_withdrawn },
 		{ "merge", test_agent_merge_each_kind_of_run_contents_right },
+		{ "unmerge", test_agent_unmerge_gives_memory_back },
 		{ "hash", test_agent_hash_tells_what_is_there },
 		{ "hash_outside", test_agent_hash_outside_of_slots_refused },
 		{ "hash_same", test_page_hash_both_ways_the_same },

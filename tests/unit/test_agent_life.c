@@ -63,7 +63,7 @@ static void test_agent_daemon_comes_back_all_is_told_again(void)
 	close(rig.sock);
 	CU_ASSERT_TRUE_FATAL(accept_again(3));
 	CU_ASSERT_TRUE(connected());
-	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP);
+	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP | AGENT_CAN_UNMERGE);
 	CU_ASSERT_TRUE_FATAL(next_is(AGENT_SLOT));
 	CU_ASSERT_EQUAL(rig.in.slot.bytes, RAM_BYTES);
 	CU_ASSERT_EQUAL(rig.in.slot.flags, AGENT_CAN_REMAP | AGENT_TRACKED);
@@ -243,7 +243,7 @@ static void test_agent_stopped_exchange_is_finished_and_goes_on(void)
 	CU_ASSERT_EQUAL(packet_receive(rig.sock, &rig.in, 0), -ECONNRESET);
 	close(rig.sock);
 	CU_ASSERT_TRUE_FATAL(accept_again(20));
-	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP);
+	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP | AGENT_CAN_UNMERGE);
 	CU_ASSERT_TRUE(next_is(AGENT_SLOT));
 	unit_must(daemon_send_store(rig.store_ro, FRAMES) == 0, "store");
 	CU_ASSERT_EQUAL(merge_first(10), 10);
@@ -324,7 +324,7 @@ static void test_agent_without_privilege_gets_userfaultfd_of_daemon(void)
 	CU_ASSERT_EQUAL(packet_send(rig.sock, &yes, sizeof(yes), &device, 1), 0);
 	CU_ASSERT_EQUAL(packet_receive(rig.sock, &rig.hello, 0), 0);
 	CU_ASSERT_EQUAL(rig.hello.header.type, AGENT_HELLO);
-	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP);
+	CU_ASSERT_EQUAL(rig.hello.hello.flags, AGENT_CAN_REMAP | AGENT_CAN_UNMERGE);
 	CU_ASSERT_TRUE(next_is(AGENT_SLOT));
 	CU_ASSERT_EQUAL(daemon_send_store(rig.store_ro, FRAMES), 0);
 	CU_ASSERT_EQUAL(merge_first(100), 100);
