@@ -18,8 +18,8 @@ ssize_t dirty_take(int pagemap_fd, uint64_t start, uint64_t end, struct dirty_ra
 		.end = end,
 		.vec = (uintptr_t)vec,
 		.vec_len = cap < VEC ? cap : VEC,
-		.category_inverted = PAGE_IS_FILE,
-		.category_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_FILE,
+		/* Not PAGE_IS_FILE: for that the kernel looks at each page's descriptor, which makes it three times as slow. */
+		.category_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
 		.return_mask = PAGE_IS_WRITTEN,
 	};
 	int n = ioctl(pagemap_fd, PAGEMAP_SCAN, &arg);

@@ -14,10 +14,10 @@ struct dirty_range {
 	uint64_t start, end; /* HVA, page-aligned */
 };
 
-/* Takes the written pages of [start, end) that are present and the process's own: never a frame that it was merged with,
- * for whose huge mapping a protected page would be the end, and never a hole, where protection leaves a marker. Fills at
- * most cap ranges, in address order; *ret_next is where to go on. Returns how many; -EPERM: some of it is not
- * registered; -ENOTTY: this kernel cannot tell; -ESRCH; -errno. */
+/* Takes the written pages of [start, end) that are present: never a hole, where protection would leave a marker. Frames
+ * that the process was merged with count as well (a huge mapping of them does not survive it). Fills at most cap ranges,
+ * in address order; *ret_next is where to go on. Returns how many; -EPERM: some of it is not registered; -ENOTTY: this
+ * kernel cannot tell; -ESRCH; -errno. */
 ssize_t dirty_take(int pagemap_fd, uint64_t start, uint64_t end, struct dirty_range *ranges, size_t cap,
 		   uint64_t *ret_next);
 

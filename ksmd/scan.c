@@ -37,7 +37,8 @@ uint64_t *scan_hashes_free(uint64_t *hashes, uint64_t pages)
 }
 static void counts_reset(struct worker *w)
 {
-	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = w->hashed = 0;
+	w->present = w->zero = w->zero_mapped = w->swapped = w->huge = w->index_hits = w->hashed = w->unsettled = 0;
+	w->watched = false;
 }
 
 /* ---- one chunk ---- */
@@ -95,6 +96,9 @@ static void counts_publish(struct worker *w, struct scan_target *t)
 	t->huge_pages += w->huge;
 	t->index_hits += w->index_hits;
 	t->hashed_pages += w->hashed;
+	t->unsettled_pages += w->unsettled;
+	if (w->watched)
+		t->watched = true;
 	if (t->early)
 		w->scan->progress->early_hits += w->index_hits;
 	counts_reset(w);
@@ -264,9 +268,9 @@ static int scan_prepare(struct scan *s)
 		chunks += (t->pages + SCAN_CHUNK_PAGES - 1) / SCAN_CHUNK_PAGES;
 		s->progress->total_pages += t->pages;
 		t->present_pages = t->zero_pages = t->zero_mapped_pages = 0;
-		t->swapped_pages = t->huge_pages = t->index_hits = t->hashed_pages = 0;
+		t->swapped_pages = t->huge_pages = t->index_hits = t->hashed_pages = t->unsettled_pages = 0;
 		t->cpu_ns = t->started_ns = t->ended_ns = 0;
-		t->gone = t->peer_failed = t->peer_broken = false;
+		t->gone = t->watched = t->peer_failed = t->peer_broken = false;
 	}
 	s->first_chunk[s->target_count] = chunks;
 	return 0;

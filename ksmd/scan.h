@@ -66,6 +66,8 @@ struct scan_target {
 	_Atomic uint64_t zero_pages;	/* of these: full of zeroes */
 	_Atomic uint64_t zero_mapped_pages, swapped_pages, huge_pages;
 	_Atomic uint64_t hashed_pages;	/* in this scan */
+	_Atomic uint64_t unsettled_pages; /* tracked: that will be hashed if they are not written until the next scan */
+	_Atomic bool watched;		/* tracked: part of it is judged by samples, and needs a scan each time */
 	_Atomic uint64_t settled_pages; /* that have got a hash or another one; the caller sets it to 0 */
 	_Atomic uint64_t index_hits;	/* pages whose hash the stable index knows (its sample only) */
 	_Atomic uint64_t cpu_ns;	/* spent on it by all workers */

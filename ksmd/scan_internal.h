@@ -41,9 +41,11 @@ struct batch {
 /* What scan_track.c knows of the chunk that it is at. A bit per page: */
 struct track_look {
 	uint64_t here[SCAN_CHUNK_WORDS];    /* present, and the process's own */
+	uint64_t frames[SCAN_CHUNK_WORDS];  /* present, and a frame that it was merged with */
 	uint64_t written[SCAN_CHUNK_WORDS]; /* since the last look */
 	uint64_t todo[SCAN_CHUNK_WORDS];    /* to be hashed */
-	unsigned huge, hot, failed;	    /* a bit per block: a huge page; samples differ; cannot be told */
+	/* A bit per block: a huge page; samples differ; the kernel was asked; but could not tell. */
+	unsigned huge, hot, taken, failed;
 	bool sampling;
 	bool any; /* a hash came or went */
 };
@@ -65,7 +67,8 @@ struct worker {
 	bool tracking;		/* scan_track.c takes the hashes */
 	struct track_look look;
 	/* Counts of one chunk: */
-	uint64_t present, zero, zero_mapped, swapped, huge, index_hits, hashed;
+	uint64_t present, zero, zero_mapped, swapped, huge, index_hits, hashed, unsettled;
+	bool watched; /* a block of it has to be looked at the next time */
 	struct agent_answer answer; /* scratch */
 };
 

@@ -13,7 +13,11 @@
  *   ARMED    the kernel tells what was written. If that is much, look after look: RESTING
  *   RESTING  busy: nothing is looked at and nothing of it merged for 2^level looks, more each time
  *
- * So a block that is written all the time costs one fault for each page in 2^level looks, or none if it is huge. */
+ * So a block that is written all the time costs one fault for each page in 2^level looks, or none if it is huge.
+ *
+ * A look asks what was written, and only where something was, what is there: a page that went away is noticed within
+ * PRESENCE_LOOKS, and a hash that it leaves for so long costs a window that finds it absent. A block of which every page is
+ * mapped to a frame is not even asked: what is written there is a copy, which is not merged again in place (R12). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +38,7 @@
 #define BUSY_LOOKS 3
 #define LEVEL_MAX 6
 #define CALM_LOOKS 8 /* without being busy, for one level down */
+#define PRESENCE_LOOKS 16
 #define ASK_LEAST_PAGES 32 /* a message to the agent costs as much as reading some 20 pages from outside */
 #define RANGES_MAX 128
 
@@ -48,7 +53,11 @@ struct track_block {
 
 struct track_chunk {
 	uint64_t here_hash; /* of the map of pages that are there */
-	uint16_t zero;	    /* pages */
+	/* Pages, as last looked at: */
+	uint16_t present, zero, zero_mapped, swapped, huge;
+	uint16_t merged;    /* a bit per block: every page is a frame */
+	uint8_t looks;	    /* since all was looked at */
+	uint16_t unsettled; /* but in blocks that rest */
 };
 
 struct scan_track {
@@ -122,7 +131,6 @@ static int look_take(struct worker *w, struct scan_target *t, uint64_t pages)
 	struct track_look *look = &w->look;
 	struct page_range ranges[RANGES_MAX];
 
-	memset(look, 0, sizeof(*look));
 	while (at < end) {
 		ssize_t n = pagestate_ranges(t->pagemap_fd, at, end, ranges, RANGES_MAX, &at);
 
@@ -135,7 +143,9 @@ static int look_take(struct worker *w, struct scan_target *t, uint64_t pages)
 				w->swapped += last - first;
 			} else if (ranges[i].flags & PAGE_ZERO_MAPPED) {
 				w->zero_mapped += last - first;
-			} else if (!(ranges[i].flags & PAGE_FILE)) {
+			} else if (ranges[i].flags & PAGE_FILE) {
+				map_set(look->frames, first, last);
+			} else {
 				map_set(look->here, first, last);
 				if (!(ranges[i].flags & PAGE_HUGE))
 					continue;
@@ -283,6 +293,15 @@ static void block_rest(struct worker *w, struct scan_target *t, struct track_blo
 	w->look.any = true;
 }
 
+static void armed_calm(struct track_block *k)
+{
+	k->streak = 0;
+	if (k->level > 0 && ++k->wait >= CALM_LOOKS) {
+		k->wait = 0;
+		k->level--;
+	}
+}
+
 static void armed_settle(struct worker *w, struct scan_target *t, struct track_block *k, unsigned b, uint64_t pages)
 {
 	const unsigned words = SCAN_BLOCK_PAGES / 64, at = b * words;
@@ -291,18 +310,14 @@ static void armed_settle(struct worker *w, struct scan_target *t, struct track_b
 
 	for (unsigned i = 0; i < words; i++) {
 		w->look.todo[at + i] = changed[i] & here[i] & ~written[i];
-		changed[i] = written[i];
+		changed[i] = written[i]; /* also what came after it was looked for: it is hashed next time */
 	}
 	for (uint64_t p = b * SCAN_BLOCK_PAGES, end = p + SCAN_BLOCK_PAGES; count > 0 && p < end && p < pages; p++)
 		if (map_test(w->look.written, p))
 			t->hashes[w->first + p] = PAGE_HASH_NONE;
 	w->look.any |= count > 0;
 	if (count < BUSY_PAGES) {
-		k->streak = 0;
-		if (k->level > 0 && ++k->wait >= CALM_LOOKS) {
-			k->wait = 0;
-			k->level--;
-		}
+		armed_calm(k);
 	} else if (++k->streak >= BUSY_LOOKS) {
 		memset(w->look.todo + at, 0, words * sizeof(uint64_t));
 		block_rest(w, t, k, b, pages);
@@ -335,8 +350,9 @@ static void block_settle(struct worker *w, struct scan_target *t, struct track_b
 		memcpy(changed, here, words * sizeof(*changed));
 		return;
 	}
-	if (!rested)
-		memset(changed, 0, words * sizeof(*changed));
+	/* What came since it was looked for, and is protected now, would not be seen again. */
+	for (unsigned i = 0; i < words && !rested; i++)
+		changed[i] = w->look.written[at + i] & ~here[i];
 	memcpy(w->look.todo + at, here, words * sizeof(*here));
 }
 
@@ -351,33 +367,114 @@ static uint16_t zeroes_count(const uint64_t *hashes, uint64_t pages)
 	return zero;
 }
 
+/* Blocks that are to be armed, in stretches. */
+static void chunk_arm(struct worker *w, struct scan_target *t, unsigned mask, unsigned count, uint64_t pages)
+{
+	mask &= ~w->look.taken;
+	w->look.taken |= mask;
+	for (unsigned b = 0, end; b < count; b = end) {
+		end = b + 1;
+		if (!(mask >> b & 1))
+			continue;
+		while (end < count && mask >> end & 1)
+			end++;
+		blocks_arm(w, t, b, end, pages);
+	}
+}
+
+/* Whether there is nothing but blocks of which the kernel tells, or which rest; *ret_mask: those. */
+static bool chunk_is_armed(const struct track_chunk *c, const struct track_block *blocks, unsigned count, unsigned *ret_mask)
+{
+	*ret_mask = 0;
+	for (unsigned b = 0; b < count; b++) {
+		if (blocks[b].state == BLOCK_ARMED)
+			*ret_mask |= 1u << b & ~(unsigned)c->merged;
+		else if (blocks[b].state != BLOCK_RESTING || blocks[b].wait <= 1)
+			return false;
+	}
+	return true;
+}
+
+static void counts_recall(struct worker *w, const struct track_chunk *c)
+{
+	w->present = c->present;
+	w->zero = c->zero;
+	w->zero_mapped = c->zero_mapped;
+	w->swapped = c->swapped;
+	w->huge = c->huge;
+}
+
+static void counts_keep(const struct worker *w, struct track_chunk *c, const struct track_block *blocks,
+			const uint64_t *changed)
+{
+	const unsigned words = SCAN_BLOCK_PAGES / 64;
+
+	*c = (struct track_chunk){ .here_hash = c->here_hash,
+				   .present = (uint16_t)w->present,
+				   .zero = (uint16_t)w->zero,
+				   .zero_mapped = (uint16_t)w->zero_mapped,
+				   .swapped = (uint16_t)w->swapped,
+				   .huge = (uint16_t)w->huge };
+	for (unsigned b = 0; b < SCAN_CHUNK_BLOCKS; b++) {
+		if (words_count(w->look.frames + b * words, words) == SCAN_BLOCK_PAGES)
+			c->merged |= (uint16_t)(1u << b);
+		if (blocks[b].state != BLOCK_RESTING)
+			c->unsettled = (uint16_t)(c->unsettled + words_count(changed + b * words, words));
+	}
+}
+
+/* Nothing was written since the last look, and nothing is waiting to settle: true. */
+static bool chunk_is_quiet(struct worker *w, struct scan_target *t, struct track_chunk *c, struct track_block *blocks,
+			   unsigned count, uint64_t pages)
+{
+	unsigned mask;
+
+	if (c->unsettled || c->looks >= PRESENCE_LOOKS || !chunk_is_armed(c, blocks, count, &mask))
+		return false;
+	chunk_arm(w, t, mask, count, pages);
+	if (w->look.failed || words_count(w->look.written, SCAN_CHUNK_WORDS) > 0)
+		return false;
+	c->looks++;
+	for (unsigned b = 0; b < count; b++) {
+		if (blocks[b].state == BLOCK_RESTING)
+			blocks[b].wait--;
+		else
+			armed_calm(&blocks[b]);
+	}
+	counts_recall(w, c);
+	return true;
+}
+
 int scan_chunk_track(struct worker *w, struct scan_target *t, uint64_t first, uint64_t pages)
 {
 	struct track_block *blocks = t->track->blocks + first / SCAN_BLOCK_PAGES;
 	struct track_chunk *c = &t->track->chunks[first / SCAN_CHUNK_PAGES];
-	unsigned count = (unsigned)((pages + SCAN_BLOCK_PAGES - 1) / SCAN_BLOCK_PAGES);
+	unsigned count = (unsigned)((pages + SCAN_BLOCK_PAGES - 1) / SCAN_BLOCK_PAGES), mask = 0;
 	int r;
 
 	w->first = first;
+	memset(&w->look, 0, sizeof(w->look));
+	if (chunk_is_quiet(w, t, c, blocks, count, pages))
+		return 0;
 	r = look_take(w, t, pages);
 	if (r < 0)
 		return r;
 	absent_drop(w, t, c, pages);
 	blocks_sample(w, t, blocks, pages);
-	for (unsigned b = 0, end; b < count; b = end) {
-		end = b + 1;
-		if (!block_arms(w, &blocks[b], b))
-			continue;
-		while (end < count && block_arms(w, &blocks[end], end))
-			end++;
-		blocks_arm(w, t, b, end, pages);
-	}
+	for (unsigned b = 0; b < count; b++)
+		mask |= (unsigned)block_arms(w, &blocks[b], b) << b;
+	chunk_arm(w, t, mask, count, pages);
+	for (unsigned i = 0; i < SCAN_CHUNK_WORDS; i++) /* a write would have made them the process's own */
+		w->look.written[i] &= ~w->look.frames[i];
 	for (unsigned b = 0; b < count; b++)
 		block_settle(w, t, &blocks[b], b, pages);
 	map_hash(w, t, w->look.todo, pages, true);
-	if (w->look.any)
-		c->zero = zeroes_count(t->hashes + first, pages);
 	w->present = words_count(w->look.here, SCAN_CHUNK_WORDS);
-	w->zero = c->zero;
+	w->zero = w->look.any ? zeroes_count(t->hashes + first, pages) : c->zero;
+	counts_keep(w, c, blocks, changed_of(w, t));
+	w->unsettled = c->unsettled;
+	w->watched = false;
+	for (unsigned b = 0; b < count; b++)
+		w->watched |= blocks[b].state == BLOCK_WATCHED || blocks[b].state == BLOCK_NEW;
 	return 0;
 }

@@ -174,6 +174,23 @@ static void test_track_pages_come_and_go(void)
 	world_free(&w);
 }
 
+static void test_track_page_that_goes_is_noticed_though_nothing_is_written(void)
+{
+	unsigned looks = 0;
+	struct world w;
+
+	world_new(&w, false, true, PAGES);
+	look(&w);
+	look(&w);
+	page_drop(&w, 3);
+	while (w.t.hashes[3] != PAGE_HASH_NONE && ++looks < 100)
+		look(&w);
+	CU_ASSERT_TRUE(looks <= 17);
+	CU_ASSERT_EQUAL(w.t.present_pages, PAGES - 1);
+	CU_ASSERT_TRUE(all_right(&w));
+	world_free(&w);
+}
+
 static void test_track_busy_block_is_left_alone_and_taken_up_again(void)
 {
 	struct world w;
@@ -304,12 +321,18 @@ static void *write_on(void *arg)
 	struct writer *r = arg;
 	unsigned seed = 3;
 
-	while (!r->stop)
-		page_write(r->w, (unsigned)rand_r(&seed) % PAGES, (uint64_t)rand_r(&seed));
+	while (!r->stop) {
+		unsigned p = (unsigned)rand_r(&seed) % PAGES;
+
+		if (rand_r(&seed) % 4 == 0)
+			page_drop(r->w, p);
+		else
+			page_write(r->w, p, (uint64_t)rand_r(&seed));
+	}
 	return NULL;
 }
 
-/* A page that is written while it is hashed is seen by the next look, for it was protected before. */
+/* A page that is written, or comes, while it is looked at is seen by the next look, for it was protected before. */
 static void test_track_writes_while_it_looks_are_seen(void)
 {
 	struct world w;
@@ -335,6 +358,7 @@ int main(void)
 		{ "quiet", test_track_quiet_memory_is_hashed_once },
 		{ "settles", test_track_written_page_is_hashed_when_it_has_settled },
 		{ "come_and_go", test_track_pages_come_and_go },
+		{ "gone", test_track_page_that_goes_is_noticed_though_nothing_is_written },
 		{ "busy", test_track_busy_block_is_left_alone_and_taken_up_again },
 		{ "huge", test_track_huge_page_is_protected_only_when_quiet },
 		{ "unregistered", test_track_unregistered_memory_is_hashed_at_each_look },
