@@ -83,6 +83,19 @@ int maps_parse_line(const char *line, size_t len, struct vma *ret_vma)
 	return 0;
 }
 
+/* The kernel lists a few mappings at a time. One that was joined with its neighbour in between is shown once more, from
+ * a place that lies before the last; only what is behind that is news. */
+static bool vma_cut(struct vma *v, uint64_t listed_end)
+{
+	if (v->end <= listed_end)
+		return false;
+	if (v->start < listed_end) {
+		v->offset += v->inode ? listed_end - v->start : 0;
+		v->start = listed_end;
+	}
+	return true;
+}
+
 int maps_parse(const char *text, size_t len, struct vma **ret_vmas, size_t *ret_count)
 {
 	auto_free struct vma *vmas = NULL;
@@ -107,7 +120,7 @@ int maps_parse(const char *text, size_t len, struct vma **ret_vmas, size_t *ret_
 		r = maps_parse_line(line, (size_t)(newline - line), &vmas[count]);
 		if (r < 0)
 			return r;
-		if (count > 0 && vmas[count].start < vmas[count - 1].end)
+		if (count > 0 && !vma_cut(&vmas[count], vmas[count - 1].end))
 			return -EBADMSG;
 		count++;
 		line = newline + 1;

@@ -19,8 +19,8 @@ struct vma {
 /* Reads one line (without its newline) of /proc/PID/maps. 0 or -EBADMSG. */
 int maps_parse_line(const char *line, size_t len, struct vma *ret_vma);
 
-/* Reads the whole text into an array the caller frees. 0; -EBADMSG for a bad line or unordered addresses
- * (a text cut short in its last line counts as bad); -ENOMEM. */
+/* Reads the whole text into an array the caller frees, mappings ascending and apart. 0; -EBADMSG for a bad line or
+ * descending addresses (a text cut short in its last line counts as bad); -ENOMEM. */
 int maps_parse(const char *text, size_t len, struct vma **ret_vmas, size_t *ret_count);
 
 /* Whether [start, start + bytes) is mapped without a gap, readable and writable, with one backing, which is

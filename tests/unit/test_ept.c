@@ -128,6 +128,23 @@ static void test_maps_text_table_gives_expected(void)
 	}
 }
 
+static void test_maps_joined_while_listed_cut(void)
+{
+	static const char text[] = "1000-2000 rw-p 00000000 00:00 0\n"
+				   "5000-6000 rw-p 00004000 00:01 7 /memfd:memvirt-store:a (deleted)\n"
+				   "3000-8000 rw-p 00002000 00:01 7 /memfd:memvirt-store:a (deleted)\n";
+	auto_free struct vma *vmas = NULL;
+	size_t count = 0;
+
+	CU_ASSERT_EQUAL_FATAL(maps_parse(text, sizeof(text) - 1, &vmas, &count), 0);
+	CU_ASSERT_EQUAL_FATAL(count, 3);
+	CU_ASSERT_EQUAL(vmas[1].start, 0x5000);
+	CU_ASSERT_EQUAL(vmas[1].end, 0x6000);
+	CU_ASSERT_EQUAL(vmas[2].start, 0x6000);
+	CU_ASSERT_EQUAL(vmas[2].end, 0x8000);
+	CU_ASSERT_EQUAL(vmas[2].offset, 0x5000);
+}
+
 static void test_maps_cut_anywhere_refused_or_shorter(void)
 {
 	size_t len = strlen(real_maps);
@@ -421,6 +438,7 @@ int main(void)
 	static CU_TestInfo tests[] = {
 		{ "maps_lines", test_maps_line_table_gives_expected },
 		{ "maps_texts", test_maps_text_table_gives_expected },
+		{ "maps_joined", test_maps_joined_while_listed_cut },
 		{ "maps_cut", test_maps_cut_anywhere_refused_or_shorter },
 		{ "maps_huge", test_maps_huge_text_read },
 		{ "maps_own", test_maps_own_process_read },
