@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -213,6 +214,20 @@ static void frames_settle(struct world *w, unsigned still_seconds, bool empty, c
 		world_wrong(w, "%lu pages are left in stores", account.pages);
 }
 
+/* The daemon's own figure, in MiB with two digits. */
+static void figure_check(struct world *w)
+{
+	double saved_mib, frames_mib;
+	uint64_t pages = 0;
+
+	for (unsigned i = 0; i < account.count; i++)
+		pages += account.stores[i].held ? account.stores[i].pages : 0;
+	world_saved(w, &saved_mib, &frames_mib);
+	printf("  the daemon says: frames %.2f MiB, saved %.2f MiB\n", frames_mib, saved_mib);
+	if (fabs(frames_mib * 256 - (double)pages) > 2)
+		world_wrong(w, "the daemon's stores take %lu pages, and it says %.0f", pages, frames_mib * 256);
+}
+
 static void isolation_check(struct world *w)
 {
 	for (unsigned i = 0; i < account.count; i++)
@@ -261,6 +276,7 @@ static void merged_check(struct world *w, bool isolated)
 	frames_settle(w, AGENTS_CALL_SECONDS, false, "load stopped, the last daemon at rest");
 	order_all(w, CHAOS_CHECK);
 	frames_settle(w, 1, false, "every page read");
+	figure_check(w);
 	if (isolated)
 		isolation_check(w);
 	vms_check(w, false);

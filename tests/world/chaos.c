@@ -7,10 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "core/cleanup.h"
 #include "tests/world/account.h"
 #include "tests/world/world.h"
 
@@ -69,19 +66,19 @@ static void count_phase(struct counts *c, const struct daemon_life *life)
 	c->before_pass += life->passes == 0;
 }
 
-/* Either may die first, or both at once. */
-static void kill_vm_round_daemon(struct world *w, bool before)
+/* The VM first, or the daemon, or both at once. */
+static void kill_both(struct world *w, bool vm_first)
 {
 	unsigned i = (unsigned)world_random(w, WORLD_VMS);
 	double apart = world_random(w, 2) ? 0 : (double)world_random(w, 30) / 1000;
 
-	if (before) {
+	if (vm_first) {
 		world_vm_kill(w, i);
 		world_run(w, apart, NULL);
 	}
 	if (w->bad == 0 && daemon_stop(&w->daemon, SIGKILL) < 0)
 		world_wrong(w, "the daemon ended by itself");
-	if (!before) {
+	if (!vm_first) {
 		world_run(w, apart, NULL);
 		world_vm_kill(w, i);
 	}
@@ -102,7 +99,7 @@ static void life(struct world *w, struct counts *c)
 		return;
 	count_phase(c, &w->daemon.life);
 	if (c->kills % 10 == 0)
-		kill_vm_round_daemon(w, world_random(w, 2));
+		kill_both(w, world_random(w, 2));
 	else if (daemon_stop(&w->daemon, SIGKILL) < 0)
 		world_wrong(w, "the daemon ended by itself");
 	if (c->kills % KILLS_BETWEEN_SHIFTS == 0)

@@ -22,7 +22,7 @@
 struct load {
 	uint8_t *ram;
 	uint32_t vm;	/* its number: what makes contents private */
-	int pipe[2][2]; /* of each writer */
+	int pipe[WRITERS][2];
 	struct chaos_page *page;
 };
 extern struct load load;

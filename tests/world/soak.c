@@ -3,12 +3,9 @@
  *
  * Exit 0 only if every byte was right, nothing was left over, and the daemon's memory and descriptors did not keep
  * growing; 77 where it cannot run. */
-#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "core/cleanup.h"
 #include "tests/world/account.h"
@@ -111,25 +108,14 @@ static void sample(struct world *w)
 
 static void status_line(struct world *w)
 {
-	char command[600];
-	json_t *status = NULL;
-	FILE *f;
+	double saved_mib, frames_mib;
 
-	snprintf(command, sizeof(command), "'%s/memvirtctl' -s '%s/control' --json merge status 2>/dev/null", w->build,
-		 w->dir);
-	f = popen(command, "re");
-	if (f)
-		status = json_loadf(f, 0, NULL);
-	if (f)
-		pclose(f);
+	world_saved(w, &saved_mib, &frames_mib);
 	printf("%.1f min: saved %.0f MiB, frames %.0f MiB; daemon %.1f MiB, %u fds, %.1f s of CPU in all; %u killed, %u "
 	       "ended, %u reloads, %u VMs gone, %u rounds, %.1f M pages checked, %lu wrong\n",
-	       world_seconds(w) / 60, json_number_value(json_object_get(status, "saved_mib")),
-	       json_number_value(json_object_get(status, "frames_mib")),
-	       (double)proc_rss_kib(w->daemon.pid) / 1024, proc_fds_count(w->daemon.pid),
+	       world_seconds(w) / 60, saved_mib, frames_mib, (double)proc_rss_kib(w->daemon.pid) / 1024, proc_fds_count(w->daemon.pid),
 	       w->daemon.cpu_seconds + proc_cpu_seconds(w->daemon.pid), soak.kills, soak.terms, soak.reloads,
 	       soak.vms_ended, w->daemon.rounds, (double)world_checks(w) / 1e6, w->bad);
-	json_decref(status);
 }
 
 /* The most of the second half against that of the first: a life of a minute says little, all of them together do. */

@@ -4,6 +4,7 @@
  *	qemu-system-x86_64 -name chaos-a-7 -m 32M
  *
  * The number at the end of the name makes its own contents and random numbers, and whether it has huge pages. */
+#include <dirent.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -11,7 +12,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <dirent.h>
 #include <unistd.h>
 
 #include "tests/world/load.h"

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <libgen.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -263,6 +264,24 @@ uint64_t world_checks(const struct world *w)
 		if (w->vms[i].pid > 0)
 			n += w->vms[i].page->checks + w->vms[i].page->reads;
 	return n;
+}
+
+void world_saved(const struct world *w, double *ret_saved_mib, double *ret_frames_mib)
+{
+	json_t *status = NULL;
+	char command[600];
+	FILE *f;
+
+	snprintf(command, sizeof(command), "'%s/memvirtctl' -s '%s/control' --json merge status 2>/dev/null", w->build,
+		 w->dir);
+	f = popen(command, "re");
+	if (f)
+		status = json_loadf(f, 0, NULL);
+	if (f)
+		pclose(f);
+	*ret_saved_mib = json_number_value(json_object_get(status, "saved_mib"));
+	*ret_frames_mib = json_number_value(json_object_get(status, "frames_mib"));
+	json_decref(status);
 }
 
 void world_report(const struct world *w)

@@ -57,6 +57,8 @@ void world_shift(struct world *w); /* other contents are shared from now on */
 /* Lets the world run for so long, or until() is true of it; reads the log, and looks after everybody. */
 void world_run(struct world *w, double seconds, bool (*until)(struct world *w));
 uint64_t world_checks(const struct world *w); /* pages compared, by all VMs */
+/* What the daemon says; zeroes when it does not answer. */
+void world_saved(const struct world *w, double *ret_saved_mib, double *ret_frames_mib);
 void world_report(const struct world *w);     /* the last line */
 
 #endif
