@@ -288,8 +288,9 @@ void world_report(const struct world *w)
 {
 	if (w->daemon.warnings > 0)
 		printf("%u warnings of daemons, the last: %s\n", w->daemon.warnings, w->daemon.warning);
-	printf("%s: %.1f M pages checked, %.1f M written, %.1f M discarded, %lu wrong\n", w->bad == 0 ? "ok" : "FAIL",
-	       (double)world_checks(w) / 1e6, (double)w->writes / 1e6, (double)w->discards / 1e6, w->bad);
+	printf("%s after %.0f s: %.1f M pages checked, %.1f M written, %.1f M discarded, %lu wrong\n",
+	       w->bad == 0 ? "ok" : "FAIL", world_seconds(w), (double)world_checks(w) / 1e6, (double)w->writes / 1e6,
+	       (double)w->discards / 1e6, w->bad);
 }
 
 /* ---- looking after them ---- */
