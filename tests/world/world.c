@@ -234,13 +234,17 @@ void world_await(struct world *w)
 void world_vm_end(struct world *w, unsigned i)
 {
 	struct world_vm *vm = &w->vms[i];
+	pid_t ended = 0;
 	int status = 0;
 
 	world_order_one(w, i, CHAOS_END);
-	for (int n = 0; n < WORLD_QUIET_SECONDS * 100 && waitpid(vm->pid, &status, WNOHANG) == 0; n++)
+	for (int n = 0; n < WORLD_QUIET_SECONDS * 100 && ended == 0; n++) {
 		usleep(10000);
-	if (kill(vm->pid, SIGKILL) == 0) {
+		ended = waitpid(vm->pid, &status, WNOHANG);
+	}
+	if (ended == 0) {
 		vm_blocked(w, vm, "it does not end");
+		kill(vm->pid, SIGKILL);
 		waitpid(vm->pid, &status, 0);
 	}
 	if (status != 0)
