@@ -223,11 +223,12 @@ static void saved_update(struct ksmd *k, const struct host_snapshot *s)
 			continue;
 		if (k->pass_taken && t->due) /* later passes see lost pages no more, so they start from here */
 			t->rss_then_pages = s->vms[i].rss_anon_bytes / PAGE_BYTES;
-		t->saved_pages = vm_saved(t, &s->vms[i], &s->ksm);
-		if (by_kernel(t->possible))
+		if (by_kernel(t->possible)) {
+			t->saved_pages = vm_saved(t, &s->vms[i], &s->ksm);
 			k->saved_pages += t->saved_pages;
-		else
+		} else {
 			t->saved_pages = ksmd_round_vm_saved(k, t, &s->vms[i]);
+		}
 	}
 	k->pass_taken = false;
 }
