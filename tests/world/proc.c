@@ -81,14 +81,14 @@ uint32_t proc_fds_count(pid_t pid)
 	return numbers_in(pid, "fd", NULL);
 }
 
-uint64_t proc_rss_kib(pid_t pid)
+uint64_t proc_anon_kib(pid_t pid)
 {
 	auto_fclose FILE *f = proc_open(pid, "status");
 	unsigned long kib = 0;
 	char line[256];
 
 	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "VmRSS: %lu", &kib) == 1)
+		if (sscanf(line, "RssAnon: %lu", &kib) == 1)
 			break;
 	return kib;
 }

@@ -15,8 +15,8 @@ struct proc_map {
 bool proc_maps(pid_t pid, void (*one)(const struct proc_map *m, void *userdata), void *userdata);
 uint32_t proc_maps_count(pid_t pid);
 uint32_t proc_fds_count(pid_t pid);
-/* Resident memory and CPU time used. */
-uint64_t proc_rss_kib(pid_t pid);
+/* Resident memory of its own (frames are not, which it maps as well), and CPU time used. */
+uint64_t proc_anon_kib(pid_t pid);
 double proc_cpu_seconds(pid_t pid);
 /* Mappings in [start, end), and how many of them have threads wait for missing pages. */
 void proc_range(pid_t pid, uint64_t start, uint64_t end, uint32_t *ret_maps, uint32_t *ret_windows);

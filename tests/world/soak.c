@@ -14,7 +14,7 @@
 
 #define SAMPLE_SECONDS 10
 #define SAMPLES_MAX (24 * 3600 / SAMPLE_SECONDS * 7) /* a week */
-#define RSS_SLACK_KIB (16u << 10)
+#define ANON_SLACK_KIB (16u << 10)
 #define FDS_SLACK 8u
 
 /* How often, on average; each as likely from half to one and a half of it. */
@@ -25,7 +25,7 @@ static const struct {
 static struct {
 	double restart, vm, shift, reload; /* when next, in world_seconds() */
 	unsigned terms, kills, reloads, vms_ended;
-	uint64_t rss_kib[SAMPLES_MAX];
+	uint64_t anon_kib[SAMPLES_MAX];
 	uint32_t fds[SAMPLES_MAX];
 	size_t samples;
 } soak;
@@ -102,7 +102,7 @@ static void sample(struct world *w)
 {
 	if (soak.samples == SAMPLES_MAX)
 		return;
-	soak.rss_kib[soak.samples] = proc_rss_kib(w->daemon.pid);
+	soak.anon_kib[soak.samples] = proc_anon_kib(w->daemon.pid);
 	soak.fds[soak.samples++] = proc_fds_count(w->daemon.pid);
 }
 
@@ -113,7 +113,7 @@ static void status_line(struct world *w)
 	world_saved(w, &saved_mib, &frames_mib);
 	printf("%.1f min: saved %.0f MiB, frames %.0f MiB; daemon %.1f MiB, %u fds, %.1f s of CPU in all; %u killed, %u "
 	       "ended, %u reloads, %u VMs gone, %u rounds, %.1f M pages checked, %lu wrong\n",
-	       world_seconds(w) / 60, saved_mib, frames_mib, (double)proc_rss_kib(w->daemon.pid) / 1024, proc_fds_count(w->daemon.pid),
+	       world_seconds(w) / 60, saved_mib, frames_mib, (double)proc_anon_kib(w->daemon.pid) / 1024, proc_fds_count(w->daemon.pid),
 	       w->daemon.cpu_seconds + proc_cpu_seconds(w->daemon.pid), soak.kills, soak.terms, soak.reloads,
 	       soak.vms_ended, w->daemon.rounds, (double)world_checks(w) / 1e6, w->bad);
 }
@@ -121,20 +121,20 @@ static void status_line(struct world *w)
 /* The most of the second half against that of the first: a life of a minute says little, all of them together do. */
 static void growth_check(struct world *w)
 {
-	uint64_t rss[2] = { 0 };
+	uint64_t anon[2] = { 0 };
 	uint32_t fds[2] = { 0 };
 
 	for (size_t i = 0; i < soak.samples; i++) {
 		bool second = i >= soak.samples / 2;
 
-		rss[second] = soak.rss_kib[i] > rss[second] ? soak.rss_kib[i] : rss[second];
+		anon[second] = soak.anon_kib[i] > anon[second] ? soak.anon_kib[i] : anon[second];
 		fds[second] = soak.fds[i] > fds[second] ? soak.fds[i] : fds[second];
 	}
-	printf("daemon at most: %.1f MiB, then %.1f MiB; %u fds, then %u\n", (double)rss[0] / 1024, (double)rss[1] / 1024,
+	printf("daemon at most: %.1f MiB, then %.1f MiB; %u fds, then %u\n", (double)anon[0] / 1024, (double)anon[1] / 1024,
 	       fds[0], fds[1]);
 	if (soak.samples < 6)
 		return;
-	if (rss[1] > rss[0] + rss[0] / 2 + RSS_SLACK_KIB)
+	if (anon[1] > anon[0] + anon[0] / 2 + ANON_SLACK_KIB)
 		world_wrong(w, "the daemon's memory grows");
 	if (fds[1] > fds[0] + FDS_SLACK)
 		world_wrong(w, "the daemon's descriptors grow");
