@@ -18,11 +18,20 @@
 /* Of /proc/PID/maps at a time; the kernel gives a page per read(2), and no line is longer. */
 #define TEXT_BYTES 65536
 
+/* A bit for each frame would cost every client memory and time for all that the store has room for, of which it maps
+ * little: two times 32 MiB for each VM of a host of 1 TiB. */
+struct frames {
+	struct frame_stretch {
+		uint32_t first, n;
+	} *stretches;
+	size_t count, cap;
+};
+
 struct frame_user {
 	pid_t pid;
 	int pidfd;
-	uint64_t *mapped; /* as its mappings said when last looked at */
-	uint64_t *asked;  /* named in commands since then, or in commands without an answer */
+	struct frames mapped; /* as its mappings said when last looked at */
+	struct frames asked;  /* named in commands since then, or in commands without an answer */
 	bool settled;	  /* every command that "asked" is about was answered */
 	bool changed;
 	struct frame_user_figures figures;
@@ -34,8 +43,8 @@ struct frame_users {
 	const struct fsio *fs;
 	uint64_t inode;
 	uint32_t frames;
-	size_t words;
 	uint64_t *used;
+	size_t used_words; /* none above was ever set */
 	struct frame_user **clients;
 	size_t count;
 	bool ended; /* a client is gone since the last look */
@@ -50,8 +59,7 @@ int frame_users_new(const struct fsio *fs, uint64_t inode, uint32_t frames, stru
 	u->fs = fs;
 	u->inode = inode;
 	u->frames = frames;
-	u->words = (frames + 63) / 64;
-	u->used = calloc(u->words, sizeof(*u->used));
+	u->used = calloc((frames + 63) / 64, sizeof(*u->used)); /* takes memory where it is used */
 	if (!u->used) {
 		free(u);
 		return -ENOMEM;
@@ -64,8 +72,8 @@ static void user_free(struct frame_user *user)
 {
 	if (user->pidfd >= 0)
 		close(user->pidfd);
-	free(user->mapped);
-	free(user->asked);
+	free(user->mapped.stretches);
+	free(user->asked.stretches);
 	free(user->ranges);
 	free(user);
 }
@@ -80,6 +88,49 @@ struct frame_users *frame_users_free(struct frame_users *u)
 	free(u->used);
 	free(u);
 	return NULL;
+}
+
+/* ---- frames ---- */
+
+static int frames_add(struct frames *f, uint32_t first, uint32_t n)
+{
+	struct frame_stretch *last = f->count > 0 ? &f->stretches[f->count - 1] : NULL, *bigger;
+
+	if (last && last->first + last->n == first) {
+		last->n += n;
+		return 0;
+	}
+	if (f->count == f->cap) {
+		size_t cap = f->cap ? f->cap * 2 : 64;
+
+		bigger = reallocarray(f->stretches, cap, sizeof(*bigger));
+		if (!bigger)
+			return -ENOMEM;
+		f->stretches = bigger;
+		f->cap = cap;
+	}
+	f->stretches[f->count++] = (struct frame_stretch){ first, n };
+	return 0;
+}
+
+static void bits_set(uint64_t *bits, uint32_t first, uint32_t n)
+{
+	for (uint32_t at = first, end = first + n, len; at < end; at += len) {
+		len = 64 - at % 64 < end - at ? 64 - at % 64 : end - at;
+		bits[at / 64] |= UINT64_MAX >> (64 - len) << at % 64;
+	}
+}
+
+static void frames_mark(struct frame_users *u, const struct frames *f)
+{
+	for (size_t i = 0; i < f->count; i++) {
+		const struct frame_stretch *s = &f->stretches[i];
+		size_t words = (s->first + s->n - 1) / 64 + 1;
+
+		bits_set(u->used, s->first, s->n);
+		if (words > u->used_words)
+			u->used_words = words;
+	}
 }
 
 /* ---- clients ---- */
@@ -121,7 +172,8 @@ struct frame_user *frame_users_client(struct frame_users *u, pid_t pid, int pidf
 
 	if (user && !process_ended(user))
 		return user;
-	clients_drop_ended(u); /* the pid is another process's now */
+	if (user)
+		clients_drop_ended(u); /* the pid is another process's now */
 	bigger = reallocarray(u->clients, u->count + 1, sizeof(struct frame_user *));
 	if (!bigger)
 		return NULL;
@@ -131,10 +183,8 @@ struct frame_user *frame_users_client(struct frame_users *u, pid_t pid, int pidf
 		return NULL;
 	user->pid = pid;
 	user->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
-	user->mapped = calloc(u->words, sizeof(*user->mapped));
-	user->asked = calloc(u->words, sizeof(*user->asked));
 	user->changed = true;
-	if (user->pidfd < 0 || !user->mapped || !user->asked) {
+	if (user->pidfd < 0) {
 		user_free(user);
 		return NULL;
 	}
@@ -142,16 +192,13 @@ struct frame_user *frame_users_client(struct frame_users *u, pid_t pid, int pidf
 	return user;
 }
 
-static void bits_set(uint64_t *bits, uint32_t first, uint32_t n)
+int frame_user_ask(struct frame_user *user, uint32_t first, uint32_t n)
 {
-	for (uint32_t f = first; f < first + n; f++)
-		bits[f / 64] |= UINT64_C(1) << f % 64;
-}
+	int r = frames_add(&user->asked, first, n);
 
-void frame_user_ask(struct frame_user *user, uint32_t first, uint32_t n)
-{
-	bits_set(user->asked, first, n);
-	user->settled = false;
+	if (r == 0)
+		user->settled = false;
+	return r;
 }
 
 void frame_user_settle(struct frame_user *user)
@@ -169,7 +216,7 @@ void frame_user_changed(struct frame_user *user)
 
 struct look {
 	const struct frame_users *u;
-	uint64_t *bits;
+	struct frames frames;
 	int pagemap_fd; /* -1: copies are not counted */
 	bool views;	/* has mappings of the store to compare with */
 	bool keep_ranges;
@@ -238,10 +285,10 @@ static int look_at_line(struct look *l, const char *line, size_t len)
 		return 0;
 	if (n > l->u->frames - first)
 		n = l->u->frames - first;
-	bits_set(l->bits, (uint32_t)first, (uint32_t)n);
+	r = frames_add(&l->frames, (uint32_t)first, (uint32_t)n);
 	l->figures.mapped_pages += n;
 	l->figures.broken_pages += broken;
-	return 0;
+	return r;
 }
 
 /* A mapping that is there all the while is never left out: the kernel goes on behind the last address that it has
@@ -300,18 +347,14 @@ static uint64_t breaks_since(const struct frame_user *user, const struct look *l
 int frame_user_look(struct frame_users *u, struct frame_user *user)
 {
 	auto_close int pagemap_fd = pagestate_open(u->fs, user->pid);
-	auto_free uint64_t *found = calloc(u->words, sizeof(*found));
-	uint64_t *old;
-	struct look l = { .u = u, .bits = found, .pagemap_fd = pagemap_fd, .keep_ranges = true };
-	int r;
+	struct look l = { .u = u, .pagemap_fd = pagemap_fd, .keep_ranges = true };
+	int r = look_at_process(&l, user->pid);
 
-	if (!found)
-		return -ENOMEM;
-	r = look_at_process(&l, user->pid);
 	if (r == 0 && l.figures.mappings == 0) /* its first thread has ended, others live on in its memory */
 		r = -EAGAIN;
 	if (r < 0 || process_ended(user)) { /* ended: the pid may have been another's meanwhile */
 		free(l.ranges);
+		free(l.frames.stretches);
 		return process_ended(user) ? 0 : r;
 	}
 	l.figures.breaks = user->figures.breaks + breaks_since(user, &l);
@@ -319,11 +362,10 @@ int frame_user_look(struct frame_users *u, struct frame_user *user)
 	free(user->ranges);
 	user->ranges = l.ranges;
 	user->range_count = l.range_count;
-	old = user->mapped; /* freed on return */
-	user->mapped = found;
-	found = old;
+	free(user->mapped.stretches);
+	user->mapped = l.frames;
 	if (user->settled)
-		memset(user->asked, 0, u->words * sizeof(*user->asked));
+		user->asked.count = 0;
 	user->changed = false;
 	user->figures = l.figures;
 	return 0;
@@ -345,12 +387,14 @@ static int others_look(struct frame_users *u)
 	if (!proc)
 		return -errno;
 	while (r == 0 && (entry = readdir(proc))) {
-		struct look l = { .u = u, .bits = u->used, .pagemap_fd = -1 };
+		struct look l = { .u = u, .pagemap_fd = -1 };
 		pid_t pid = isdigit((unsigned char)entry->d_name[0]) ? (pid_t)strtol(entry->d_name, NULL, 10) : 0;
 
 		if (pid <= 0 || pid == getpid() || frame_users_find(u, pid))
 			continue;
 		r = look_at_process(&l, pid);
+		frames_mark(u, &l.frames);
+		free(l.frames.stretches);
 		/* It has ended; or it is more privileged than this daemon, and so no child of a client, which are not,
 		 * or their own mappings could not be read either. */
 		if (r == -ENOENT || r == -ESRCH || r == -EACCES)
@@ -367,14 +411,14 @@ int frame_users_look(struct frame_users *u, const uint64_t **ret_bits)
 	int r = 0;
 
 	clients_drop_ended(u);
-	memset(u->used, 0, u->words * sizeof(*u->used));
+	memset(u->used, 0, u->used_words * sizeof(*u->used));
 	for (size_t i = 0; i < u->count && r == 0; i++) {
 		struct frame_user *user = u->clients[i];
 
 		if (user->changed)
 			r = frame_user_look(u, user);
-		for (size_t w = 0; w < u->words; w++)
-			u->used[w] |= user->mapped[w] | user->asked[w];
+		frames_mark(u, &user->mapped);
+		frames_mark(u, &user->asked);
 	}
 	if (r == 0)
 		r = others_look(u);

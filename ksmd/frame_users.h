@@ -52,8 +52,8 @@ struct frame_users *frame_users_free(struct frame_users *u); /* NULL ok; gives N
 struct frame_user *frame_users_client(struct frame_users *u, pid_t pid, int pidfd);
 /* NULL: this process is no client. */
 struct frame_user *frame_users_find(const struct frame_users *u, pid_t pid);
-/* A command that names these frames is about to be sent. */
-void frame_user_ask(struct frame_user *user, uint32_t first, uint32_t n);
+/* A command that names these frames is about to be sent; must not be sent on failure. 0 or -ENOMEM. */
+int frame_user_ask(struct frame_user *user, uint32_t first, uint32_t n);
 /* Every command was answered: from now on its mappings tell. */
 void frame_user_settle(struct frame_user *user);
 /* Its mappings may have become fewer: to be looked at. */

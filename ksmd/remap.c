@@ -247,8 +247,8 @@ static int lanes_make(struct remap_work *o, const struct remap_vm *vms)
 			log_warning("agent pid=%d does not take the store: %s", (int)agent_peer_pid(vms[i].peer),
 				    strerror(-r));
 	}
-	/* First all, then their addresses: a client that is new drops those that have ended. Nothing drops any from the
-	 * first address on. */
+	/* First all, then their addresses: a new client with the pid of one that has ended drops all of these. Nothing
+	 * drops any from the first address on. */
 	for (size_t i = 0; i < o->count; i++) {
 		const struct agent_peer *peer = vms[i].peer;
 
@@ -370,7 +370,7 @@ static uint32_t frames_free(struct remap *r, const uint64_t *used)
 
 int remap_sweep(struct remap *r, uint32_t *ret_freed, bool *ret_more)
 {
-	size_t words = (store_frames(r->store) + 63) / 64;
+	size_t words = store_frames_high(r->store) / 64;
 	const uint64_t *used;
 	uint32_t at = 0, n;
 	int error = frame_users_look(r->users, &used);

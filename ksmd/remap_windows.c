@@ -126,11 +126,11 @@ static int window_fill(struct remap_work *o, const struct plan_window *w)
 }
 
 /* What a command names is in use now, whatever the last look said: two looks have to find nobody after it. */
-static void frames_ask(struct remap *r, struct frame_user *user, uint32_t first, uint32_t n)
+static int frames_ask(struct remap *r, struct frame_user *user, uint32_t first, uint32_t n)
 {
-	frame_user_ask(user, first, n);
 	for (uint32_t f = first; f < first + n; f++)
 		r->used_before[f / 64] |= UINT64_C(1) << f % 64;
+	return frame_user_ask(user, first, n);
 }
 
 /* The window's runs whose frames can be referenced, as the agent is told them. */
@@ -143,8 +143,8 @@ static size_t window_runs(struct remap_work *o, const struct plan_window *w, uin
 		/* A frame whose fill failed, in this window or an earlier one, is not published. */
 		if (run->frame != PLAN_ZERO && !store_is_published(o->r->store, run->frame, run->pages))
 			continue;
-		if (run->frame != PLAN_ZERO)
-			frames_ask(o->r, o->lanes[w->vm].user, run->frame, run->pages);
+		if (run->frame != PLAN_ZERO && frames_ask(o->r, o->lanes[w->vm].user, run->frame, run->pages) < 0)
+			continue;
 		s->runs[s->count++] = (struct agent_run){ (uint16_t)((at - window) / PAGE_BYTES),
 							  (uint16_t)run->pages,
 							  run->frame == PLAN_ZERO ? AGENT_ZERO : run->frame };

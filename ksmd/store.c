@@ -378,7 +378,7 @@ bool store_is_published(const struct store *s, uint32_t first, uint32_t n)
 
 bool store_next_unused(const struct store *s, const uint64_t *used, uint32_t *first, uint32_t *ret_n)
 {
-	uint32_t end = s->blocks_high * STORE_BLOCK_FRAMES, at = *first, n = 0;
+	uint32_t end = store_frames_high(s), at = *first, n = 0;
 
 	while (at < end && (s->states[at] != FRAME_PUBLISHED || (used[at / 64] >> (at % 64) & 1)))
 		at++;
@@ -419,6 +419,11 @@ void store_count(const struct store *s, struct store_counts *ret_counts)
 		.bytes = store_memory_bytes(s),
 		.metadata_bytes = sizeof(*s) + blocks * (sizeof(*s->blocks) + STORE_BLOCK_FRAMES * sizeof(*s->states)),
 	};
+}
+
+uint32_t store_frames_high(const struct store *s)
+{
+	return s->blocks_high * STORE_BLOCK_FRAMES;
 }
 
 uint32_t store_frames(const struct store *s)

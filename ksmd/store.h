@@ -51,6 +51,7 @@ bool store_is(const struct store *s, int fd);
 /* The file's number: in /proc/PID/maps it tells the store's mappings from all others. 0: unknown. */
 uint64_t store_inode(const struct store *s);
 uint32_t store_frames(const struct store *s); /* room, used or not */
+uint32_t store_frames_high(const struct store *s); /* no frame from this one on was ever used; a multiple of 512 */
 
 /* ---- frames; all ranges [first, first + n) ---- */
 

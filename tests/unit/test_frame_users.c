@@ -229,6 +229,23 @@ static void test_users_commands_without_an_answer_count(void)
 	rig_stop();
 }
 
+static void test_users_many_stretches_all_count(void)
+{
+	unsigned asked = 0;
+	bool all;
+
+	rig_start();
+	for (uint32_t f = 0; f < FRAMES; f += 1 + f % 3, asked++)
+		CU_ASSERT_EQUAL(frame_user_ask(rig.user, f, 1), 0);
+	CU_ASSERT_EQUAL(used(0, 0, &all), asked);
+	frame_user_ask(rig.user, 60, 140); /* over several words */
+	used(60, 140, &all);
+	CU_ASSERT_TRUE(all);
+	frame_user_settle(rig.user);
+	CU_ASSERT_EQUAL(used(0, 0, &all), 0);
+	rig_stop();
+}
+
 static void test_users_ended_client_uses_nothing(void)
 {
 	struct client other;
@@ -310,6 +327,7 @@ int main(void)
 		{ "breaks", test_users_breaks_are_counted_once },
 		{ "view", test_users_view_for_comparing_is_no_use },
 		{ "asked", test_users_commands_without_an_answer_count },
+		{ "many", test_users_many_stretches_all_count },
 		{ "ended", test_users_ended_client_uses_nothing },
 		{ "child", test_users_forked_child_counts },
 		{ "stranger", test_users_stranger_with_a_view_nothing_known },
