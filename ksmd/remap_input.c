@@ -138,17 +138,20 @@ int remap_ranges_make(struct remap_work *o)
 	o->left_out = calloc(total + 1, sizeof(*o->left_out));
 	if (!o->ranges || !o->huge || !o->left_out)
 		return -ENOMEM;
-	for (size_t i = 0; i < o->count && r == 0; i++)
+	for (size_t i = 0; i < o->count && r == 0; i++) {
+		o->lanes[i].first_range = o->range_count;
 		r = o->lanes[i].result.broken ? 0 : vm_ranges_make(o, (uint32_t)i);
+		o->lanes[i].end_range = o->range_count;
+	}
 	return r;
 }
 
 uint64_t remap_page_hva(const struct remap_work *o, uint32_t vm, uint64_t page)
 {
-	for (size_t i = 0; i < o->range_count; i++) {
+	for (size_t i = o->lanes[vm].first_range; i < o->lanes[vm].end_range; i++) {
 		const struct plan_range *g = &o->ranges[i];
 
-		if (g->vm == vm && page >= g->first_page && page - g->first_page < g->pages)
+		if (page >= g->first_page && page - g->first_page < g->pages)
 			return g->hva + (page - g->first_page) * PAGE_BYTES;
 	}
 	return 0;

@@ -30,6 +30,7 @@ struct lane { /* of one VM */
 	struct frame_user *user;
 	struct remap_vm_result result;
 	uint32_t mappings_left;
+	size_t first_range, end_range; /* its part of the work's ranges */
 	struct sent sent[AGENT_PEER_OUTSTANDING];
 	unsigned first, count;
 	uint64_t answers, waited_ns; /* for these */
