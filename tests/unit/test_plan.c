@@ -3,6 +3,7 @@
 
 #include "tests/unit/plan_world.h"
 
+#define MANY_RUNS 65536u
 #define LIMITS_NONE ((struct plan_limits){ 1, 1, 1, 1, 0 })
 
 /* ---- random worlds ---- */
@@ -301,6 +302,38 @@ static void test_plan_tight_budget_prefers_long_runs(void)
 	world_free(&w);
 }
 
+/* Every second page of the first VM is shared, so that it has 65,536 runs; the other has the same pages in a row. */
+static void test_plan_many_runs_in_one_vm(void)
+{
+	static const struct many_case {
+		const char *what;
+		uint32_t mappings, run_min_tight;
+		uint64_t want_runs; /* of the first VM */
+	} cases[] = {
+		{ "no limit", PLAN_MAPPINGS_UNLIMITED, 2, MANY_RUNS },
+		{ "just enough", 2 * MANY_RUNS, 2, MANY_RUNS },
+		{ "half", MANY_RUNS, 1, MANY_RUNS / 2 },
+		{ "half, long runs only", MANY_RUNS, 2, 0 },
+	};
+	struct world w;
+
+	world_new(&w, 2, 2 * MANY_RUNS);
+	for (uint64_t i = 0; i < MANY_RUNS; i++)
+		w.contents[0][2 * i] = w.contents[1][i] = 1 + i;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		const struct many_case *c = &cases[i];
+		struct applied a;
+
+		w.limits[0].mappings_left = c->mappings;
+		a = world_plan(&w, (struct plan_limits){ 1, 1, 1, c->run_min_tight, 0 }, 0);
+		UNIT_CASE(c->what, !a.wrong);
+		UNIT_CASE(c->what, a.mappings[0] == 2 * c->want_runs);
+		UNIT_CASE(c->what, a.totals.saved_pages == c->want_runs);
+		UNIT_CASE(c->what, a.totals.filled_frames == c->want_runs);
+	}
+	world_free(&w);
+}
+
 static void test_plan_bad_input_refused(void)
 {
 	static const uint64_t hashes[4];
@@ -371,6 +404,7 @@ int main(void)
 		{ "runs", test_plan_runs_are_long },
 		{ "poor_windows", test_plan_poor_windows_left_alone },
 		{ "tight", test_plan_tight_budget_prefers_long_runs },
+		{ "many_runs", test_plan_many_runs_in_one_vm },
 		{ "bad", test_plan_bad_input_refused },
 		{ "memory", test_plan_memory_bounded },
 		CU_TEST_INFO_NULL,
