@@ -48,7 +48,7 @@ EXCHANGE_TESTS := test_exchange test_exchange_more test_exchange_fold test_pins
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # With agents in processes of their own, and the daemon's side from tests/lib/.
-AGENT_TEST_BIN := $(BUILD)/tests/test_kvm $(BUILD)/tests/tiny-vmm $(BUILD)/tests/test_vms
+AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm tiny-vmm test_vms test_many_runs)
 CHAOS_BIN := $(addprefix $(BUILD)/tests/,chaos soak chaos-vmm)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
@@ -225,7 +225,8 @@ $(BUILD)/tests/tiny-vmm: $(BUILD)/tests/kvm/tiny_vmm.o $(BUILD)/tests/kvm/guest.
 
 $(BUILD)/tests/test_kvm: $(BUILD)/tests/kvm/test_kvm.o
 $(BUILD)/tests/test_vms: $(BUILD)/tests/stress/test_vms.o $(AGENT_OBJ)
-$(BUILD)/tests/test_kvm $(BUILD)/tests/test_vms: $(BUILD)/tests/lib/domain.o $(BUILD)/libmemvirt.a
+$(BUILD)/tests/test_many_runs: $(BUILD)/tests/stress/test_many_runs.o $(AGENT_OBJ)
+$(addprefix $(BUILD)/tests/,test_kvm test_vms test_many_runs): $(BUILD)/tests/lib/domain.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit -lm
 
