@@ -35,6 +35,7 @@ static void *round_main(void *arg)
 	res->look_cpu_ns = clock_thread_cpu_ns();
 	if (r->count > 0)
 		res->error = remap_round(r->remap, r->vms, r->count, &r->limits, res->vms, &res->merged);
+	res->stopped = r->stop;
 	if (!r->cancel && !res->look)
 		res->sweep_error = remap_sweep(r->remap, &res->freed_frames, &res->sweep_more);
 	if (write(r->done_fd, &one, sizeof(one)) < 0)

@@ -17,6 +17,7 @@ struct round_result {
 	uint32_t freed_frames;
 	bool sweep_more; /* another sweep may free more */
 	bool look;	 /* it was one, and nothing else */
+	bool stopped;	 /* before its end */
 	uint64_t look_cpu_ns;
 };
 

@@ -73,7 +73,8 @@ static void merged_take(struct ksmd *k, const struct host_snapshot *s, const str
 		return;
 	}
 	got -= m->filled_frames < got ? m->filled_frames : got;
-	d->residual_pages = m->planned_pages > got ? m->planned_pages - got : 0;
+	/* One that was stopped was not given its time to get the rest. */
+	d->residual_pages = m->planned_pages > got && !res->stopped ? m->planned_pages - got : 0;
 	d->residual_ns = s->taken_ns;
 	k->rounds++;
 	k->last_round = *m;

@@ -416,69 +416,6 @@ static void test_vms_round_keeps_its_cpu_share(void)
 	domain_finish();
 }
 
-/* Never faster than the quota allows, the first window apart, which is not waited for; slower is the machine's business. */
-static void test_vms_round_keeps_its_rates(void)
-{
-	static const struct remap_limits quotas[] = { { .windows_per_s = 50 }, { .bytes_per_s = 64 << 20 } };
-	struct remap_result result = { 0 };
-	struct child children[2];
-
-	for (size_t k = 0; k < ARRAY_SIZE(quotas); k++) {
-		const struct remap_limits *q = &quotas[k];
-		double bytes;
-
-		domain_begin();
-		domain.limits = *q;
-		for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-			child_start(&children[i], i);
-		CU_ASSERT_EQUAL(domain_round(&domain, &result), 0);
-		bytes = (double)result.exchanged_pages * PAGE_BYTES;
-		printf("\n    %lu windows, %.0f MiB in %.2f s\n", result.windows, bytes / 1048576,
-		       result.exchange_seconds);
-		CU_ASSERT_TRUE(result.merged_pages >= RAM_PAGES / 8 * 7);
-		CU_ASSERT_TRUE(result.exchanged_pages >= result.merged_pages);
-		if (q->windows_per_s)
-			CU_ASSERT_TRUE((double)(result.windows - 1) <= (double)q->windows_per_s * result.exchange_seconds);
-		if (q->bytes_per_s)
-			CU_ASSERT_TRUE(bytes - 512 * PAGE_BYTES <= (double)q->bytes_per_s * result.exchange_seconds);
-		for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-			child_tell(&children[i], 'd');
-		for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-			child_reap(&children[i], 0);
-		domain_finish();
-	}
-}
-
-/* One VM rewrites all of its memory: that is what the looks say, of this VM alone. */
-static void test_vms_burst_is_seen_as_breaks(void)
-{
-	struct frame_user_figures before[2], after[2];
-	struct remap_result result = { 0 };
-	struct child children[2];
-
-	domain_begin();
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		child_start(&children[i], i);
-	CU_ASSERT_EQUAL(domain_round(&domain, &result), 0);
-	CU_ASSERT_EQUAL(remap_look(domain.remap), 0);
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		CU_ASSERT_TRUE(remap_vm_figures(domain.remap, children[i].pid, &before[i]));
-	child_fill(&children[0], 50000000);
-	CU_ASSERT_EQUAL(remap_look(domain.remap), 0);
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		CU_ASSERT_TRUE(remap_vm_figures(domain.remap, children[i].pid, &after[i]));
-	CU_ASSERT_TRUE(before[0].mapped_pages >= RAM_PAGES / 8 * 7);
-	CU_ASSERT_EQUAL(after[0].broken_pages, after[0].mapped_pages);
-	CU_ASSERT_EQUAL(after[0].breaks - before[0].breaks, before[0].mapped_pages - before[0].broken_pages);
-	CU_ASSERT_EQUAL(after[1].breaks, before[1].breaks);
-	CU_ASSERT_EQUAL(after[1].looks, before[1].looks + 1);
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		child_tell(&children[i], 'd');
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		child_reap(&children[i], 0);
-	domain_finish();
-}
-
 static _Atomic bool cancel;
 
 static void *cancel_main(void *arg)
@@ -497,7 +434,6 @@ static void test_vms_round_cancelled_ends_soon_and_no_byte_wrong(void)
 	pthread_t thread;
 
 	domain_begin();
-	cancel = false;
 	domain.limits.cpu_percent = 1;
 	domain.limits.cancel = &cancel;
 	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
@@ -515,43 +451,12 @@ static void test_vms_round_cancelled_ends_soon_and_no_byte_wrong(void)
 	domain_finish();
 }
 
-/* No further window, but the answers of those that were sent: the connections are as good as before. */
-static void test_vms_round_stopped_goes_on_later(void)
-{
-	struct remap_result result = { 0 };
-	_Atomic uint64_t merged = 0;
-	struct child children[2];
-	pthread_t thread;
-
-	domain_begin();
-	cancel = false;
-	domain.limits = (struct remap_limits){ .windows_per_s = 10, .stop = &cancel, .merged_pages = &merged };
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		child_start(&children[i], i);
-	unit_must(pthread_create(&thread, NULL, cancel_main, NULL) == 0, "pthread_create");
-	CU_ASSERT_EQUAL(domain_round(&domain, &result), 0);
-	pthread_join(thread, NULL);
-	CU_ASSERT_TRUE(result.windows < RAM_PAGES / 512);
-	CU_ASSERT_EQUAL(merged, result.merged_pages + result.zero_pages);
-	domain.limits = (struct remap_limits){ .merged_pages = &merged };
-	CU_ASSERT_EQUAL(domain_round(&domain, &result), 0);
-	CU_ASSERT_TRUE(merged >= 2 * (RAM_PAGES / 8 * 7));
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		child_tell(&children[i], 'd');
-	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
-		child_reap(&children[i], 0);
-	domain_finish();
-}
-
 int main(int argc, char **argv)
 {
 	static CU_TestInfo tests[] = {
 		{ "hundred", test_vms_hundred_come_and_go_nothing_left },
 		{ "store_empty", test_vms_all_gone_store_is_empty },
 		{ "quota", test_vms_round_keeps_its_cpu_share },
-		{ "rates", test_vms_round_keeps_its_rates },
-		{ "breaks", test_vms_burst_is_seen_as_breaks },
-		{ "stopped", test_vms_round_stopped_goes_on_later },
 		{ "cancelled", test_vms_round_cancelled_ends_soon_and_no_byte_wrong },
 		{ "written_before_fill", test_vms_written_before_the_fill_still_merged_later },
 		CU_TEST_INFO_NULL,
