@@ -94,6 +94,9 @@ void ksmd_debt_update(struct ksmd *k, const struct host_snapshot *s)
 		log_warning("debt stop why=\"%s\"", k->debt.why);
 	else if (changed)
 		log_info("debt ok why=\"%s\"", k->debt.why);
+	/* What the last pass found is still there to be had; the next may find nothing new. */
+	for (size_t i = 0; changed && !stop && i < k->domain_count; i++)
+		k->domains[i]->passed = true;
 	if (stop && k->round)
 		round_stop(k->round);
 }

@@ -104,6 +104,9 @@ void ksmd_engines_decide(struct ksmd *k, const struct host_snapshot *s, const ch
 			continue;
 		before = t->engine;
 		t->engine = choose(k, t, vm, ksm_why, refusals, &count);
+		/* It came too late for the last round, and a pass may find nothing new. */
+		if (t->engine != before && t->engine == MERGE_ENGINE_REMAP && t->domain)
+			t->domain->passed = true;
 		t->possible = t->engine == MERGE_ENGINE_OFF ? engine_possible(k, t, vm) : t->engine;
 		if (t->engine != before)
 			log_info("merge vm=%s engine=%s%s%s%s", vm->uuid, config_engine_name(t->engine),

@@ -27,7 +27,7 @@ struct domain {
 	char *name;
 	uint64_t seed;	     /* secret, of its hashes */
 	struct remap *remap; /* NULL: nothing was ever merged by agents */
-	bool passed;	     /* a pass has ended since the last round */
+	bool passed;	     /* there may be more to merge than the last round found: a pass, a VM that may be merged now */
 	uint64_t residual_pages, residual_ns; /* what the last round could not get, and when that was */
 	uint64_t sweep_ns;   /* when frames are to be looked after; 0: not */
 	uint64_t look_ns;    /* when its VMs are to be looked at; 0: not */
