@@ -10,13 +10,14 @@
 #include "cli/connection.h"
 #include "cli/run.h"
 #include "cli/show.h"
+#include "cli/unmerge.h"
 #include "core/cleanup.h"
 
 struct command {
 	const char *name, *request;
 	const char *argument; /* name of its one argument in the request; NULL: none */
 	bool looks;	      /* only looks at the host, so it works without a running daemon too */
-	void (*show)(const json_t *answer);
+	void (*show)(const json_t *answer); /* NULL: unmerge_command() does it all */
 	const char *help;
 };
 
@@ -26,6 +27,7 @@ static const struct command commands[] = {
 	{ "sharing", "sharing", NULL, true, show_sharing, "how much each pair of VMs has in common" },
 	{ "merge status", "merge-status", NULL, false, show_merge_status, "what was merged, and why (not) more" },
 	{ "explain", "explain", "vm", true, show_explain, "VM: how it is merged, or every reason why not" },
+	{ "unmerge", "unmerge", "vm", false, NULL, "VM: give it its own memory back, and merge it no more (--undo)" },
 	{ "reload", "reload", NULL, false, show_reload, "load the configuration anew" },
 	{ "status", "status", NULL, false, show_status, "the daemon and the host in short" },
 };
@@ -33,7 +35,8 @@ static const struct command commands[] = {
 static const struct option long_options[] = {
 	{ "json", no_argument, NULL, 'j' },	     { "socket", required_argument, NULL, 's' },
 	{ "config", required_argument, NULL, 'c' }, { "help", no_argument, NULL, 'h' },
-	{ "version", no_argument, NULL, 'V' },	     { NULL, 0, NULL, 0 },
+	{ "version", no_argument, NULL, 'V' },	     { "undo", no_argument, NULL, 'u' },
+	{ NULL, 0, NULL, 0 },
 };
 
 static void usage(FILE *out)
@@ -48,6 +51,7 @@ static void usage(FILE *out)
 	      "  -j, --json          answer as JSON\n"
 	      "  -s, --socket PATH   control socket of the daemon\n"
 	      "  -c, --config FILE   configuration, where no daemon is running\n"
+	      "      --undo          with unmerge: the VM may be merged again\n"
 	      "  -h, --help          this text\n"
 	      "  -V, --version       the version\n",
 	      out);
@@ -124,7 +128,7 @@ int main(int argc, char **argv)
 {
 	struct connection_options options = { 0 };
 	const struct command *command;
-	bool as_json = false;
+	bool as_json = false, undo = false;
 	int option, used, left;
 
 	if (argc > 1 && strcmp(argv[1], "run") == 0) /* before getopt sees what is COMMAND's */
@@ -139,6 +143,9 @@ int main(int argc, char **argv)
 			break;
 		case 'c':
 			options.config_file = optarg;
+			break;
+		case 'u':
+			undo = true;
 			break;
 		case 'h':
 			usage(stdout);
@@ -167,6 +174,12 @@ int main(int argc, char **argv)
 			command->argument ? "one argument: a VM's name, uuid or pid" : "no argument");
 		return EXIT_FAILURE;
 	}
+	if (undo && command->show) {
+		fputs("memvirtctl: --undo is for unmerge only\n", stderr);
+		return EXIT_FAILURE;
+	}
 	options.private_daemon = command->looks;
+	if (!command->show) /* it has to be waited for */
+		return unmerge_command(&options, argv[argc - 1], undo, as_json);
 	return run(command, &options, command->argument ? argv[argc - 1] : NULL, as_json);
 }

@@ -49,23 +49,46 @@ static void run_sharing(struct daemon *d, struct control_client *client, const j
 	run_pass(d, client, render_sharing);
 }
 
-static void run_explain(struct daemon *d, struct control_client *client, const json_t *arguments)
+/* NULL: there is none, and the client was told. */
+static struct vm *vm_named(struct daemon *d, struct control_client *client, const json_t *arguments)
 {
 	const char *text = json_string_value(json_object_get(arguments, "vm"));
-	struct vm *vm;
-	int r;
+	struct vm *vm = NULL;
+	int r = text ? vmm_registry_find(d->registry, text, &vm) : 0;
 
-	if (!text) {
+	if (!text)
 		control_fail(client, "which VM? name, uuid or pid");
-		return;
-	}
-	r = vmm_registry_find(d->registry, text, &vm);
-	if (r == -ENOTUNIQ)
+	else if (r == -ENOTUNIQ)
 		control_fail(client, "several VMs are named \"%.200s\"; use the uuid or the pid", text);
 	else if (r < 0)
 		control_fail(client, "no VM \"%.200s\"; memvirtctl vms lists them", text);
-	else
+	return r < 0 ? NULL : vm;
+}
+
+static void run_explain(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	struct vm *vm = vm_named(d, client, arguments);
+
+	if (vm)
 		control_reply(client, render_explain(d, vm));
+}
+
+static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	struct vm *vm = vm_named(d, client, arguments);
+	const struct vm_snapshot *s = vm ? render_snapshot_of(d, vm) : NULL;
+	const char *why = "";
+
+	if (!vm)
+		return;
+	if (!s)
+		control_fail(client, "it was found just now; ask again after the next tick");
+	else if (json_is_true(json_object_get(arguments, "undo")) && !ksmd_unmerge_undo(d->ksmd, s))
+		control_fail(client, "\"%.200s\" was not un-merged", vm->name);
+	else if (json_is_true(json_object_get(arguments, "start")) && ksmd_unmerge(d->ksmd, s, &why) < 0)
+		control_fail(client, "\"%.200s\" cannot be un-merged: %s", vm->name, why);
+	else
+		control_reply(client, render_unmerge(d, s));
 }
 
 static void run_reload(struct daemon *d, struct control_client *client, const json_t *arguments)
@@ -86,7 +109,7 @@ static const struct {
 } commands[] = {
 	{ "vms", run_vms },		    { "status", run_status },	{ "merge-status", run_merge_status },
 	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
-	{ "reload", run_reload },
+	{ "reload", run_reload },   { "unmerge", run_unmerge },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)

@@ -7,6 +7,7 @@
 struct daemon;
 struct pass_result;
 struct vm;
+struct vm_snapshot;
 
 /* NULL when out of memory. */
 json_t *render_estimate(const struct pass_result *result);
@@ -15,5 +16,8 @@ json_t *render_vms(struct daemon *d);
 json_t *render_status(struct daemon *d);
 json_t *render_merge_status(struct daemon *d);
 json_t *render_explain(struct daemon *d, const struct vm *vm);
+json_t *render_unmerge(struct daemon *d, const struct vm_snapshot *vm);
+/* Of the last tick; NULL: the VM was not known then. */
+const struct vm_snapshot *render_snapshot_of(const struct daemon *d, const struct vm *vm);
 
 #endif

@@ -1,5 +1,6 @@
 #include "daemon/commands.h"
 
+#include <errno.h>
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
@@ -92,7 +93,7 @@ json_t *render_sharing(const struct pass_result *result)
 
 /* ---- the daemon's state ---- */
 
-static const struct vm_snapshot *snapshot_of(const struct daemon *d, const struct vm *vm)
+const struct vm_snapshot *render_snapshot_of(const struct daemon *d, const struct vm *vm)
 {
 	for (size_t i = 0; i < d->snapshot.vm_count; i++)
 		if (d->snapshot.vms[i].pid == vm->pid && d->snapshot.vms[i].start_ticks == vm->start_ticks)
@@ -109,7 +110,7 @@ static const char *source_name(const struct ept_view *view)
 
 static json_t *render_vm(struct daemon *d, const struct vm *vm)
 {
-	const struct vm_snapshot *s = snapshot_of(d, vm);
+	const struct vm_snapshot *s = render_snapshot_of(d, vm);
 
 	return json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:s, s:b, s:b, s:b}", "name", vm->name,
 			 "uuid", vm->uuid, "pid", (int)vm->pid, "machine", vm->machine, "state",
@@ -284,7 +285,7 @@ static json_t *render_refusal(const struct engine_refusal *r)
 
 json_t *render_explain(struct daemon *d, const struct vm *vm)
 {
-	const struct vm_snapshot *s = snapshot_of(d, vm);
+	const struct vm_snapshot *s = render_snapshot_of(d, vm);
 	const struct ept_view *view = vm->ept;
 	struct engine_refusal refused[ENGINE_REFUSALS_MAX];
 	enum merge_engine engine = MERGE_ENGINE_OFF;
@@ -299,4 +300,21 @@ json_t *render_explain(struct daemon *d, const struct vm *vm)
 		json_array_append_new(refusals, render_refusal(&refused[i]));
 	return with(render_vm(d, vm), json_pack("{s:s, s:o, s:s}", "engine", engine_name(engine), "refusals", refusals,
 						"slots_why", view ? view->why : ""));
+}
+
+json_t *render_unmerge(struct daemon *d, const struct vm_snapshot *vm)
+{
+	bool busy;
+	const struct unmerge_result *res = ksmd_unmerge_result(d->ksmd, vm, &busy);
+
+	if (!res)
+		return json_pack("{s:s, s:s, s:b, s:n}", "name", vm->name, "uuid", vm->uuid, "busy", busy, "last");
+	return json_pack("{s:s, s:s, s:b, s:{s:f, s:f, s:s, s:s, s:I, s:f, s:f}}", "name", vm->name, "uuid", vm->uuid,
+			 "busy", busy, "last", "given_back_mib", mib((double)res->pages), "kept_mib",
+			 mib((double)res->kept), "kept_why", unmerge_kept_why(res->kept_error), "error",
+			 res->error == -ENOMEM	? "the host is short of memory" :
+			 res->error < 0		? strerror(-res->error) :
+						  "",
+			 "longest_stall_us", (json_int_t)res->stall_us_max, "seconds", rounded(res->seconds),
+			 "cpu_seconds", rounded(res->cpu_seconds));
 }

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,4 +117,16 @@ int agent_journal_repair(struct exchange_journal *j, pid_t pid, int pidfd, int u
 	j->settled = copy.settled;
 	__atomic_store_n(&j->step, STEP_REPAIRED, __ATOMIC_RELEASE);
 	return 1;
+}
+
+void agent_journal_drain(int freezer)
+{
+	struct pollfd ready = { .fd = freezer, .events = POLLIN };
+	char message[64];
+	int most = 64; /* faults of many threads may be in front */
+
+	/* The flag is the VMM's to change; who does is late by his own doing. */
+	while (most-- > 0 && poll(&ready, 1, 0) == 1 && (ready.revents & POLLIN) &&
+	       (fcntl(freezer, F_GETFL) & O_NONBLOCK) && read(freezer, message, sizeof(message)) > 0)
+		;
 }

@@ -21,4 +21,7 @@ int agent_journal_check_uffd(int fd);
  * the process; freezer -1: its agent cannot un-merge. 1: repaired; 0: nothing is open, or its thread lives, or the process has ended; -errno. */
 int agent_journal_repair(struct exchange_journal *j, pid_t pid, int pidfd, int uffd, int freezer);
 
+/* Reads the messages of a freezer (agent/freezer.h), which may be -1. Waits for nothing. */
+void agent_journal_drain(int freezer);
+
 #endif

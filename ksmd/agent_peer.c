@@ -503,3 +503,8 @@ int agent_peer_repair(struct agent_peer *p)
 {
 	return p->journal ? agent_journal_repair(p->journal, p->pid, p->pidfd, p->uffd, p->freezer) : 0;
 }
+
+void agent_peer_nudge(const struct agent_peer *p)
+{
+	agent_journal_drain(p->freezer);
+}

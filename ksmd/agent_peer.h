@@ -99,5 +99,7 @@ unsigned agent_peer_outstanding(const struct agent_peer *p);
 /* Finishes the window that a dead executor left open: 1 done; 0 nothing is open, or its executor lives; -errno: what is
  * open stays so, its readers wait, nothing is lost. */
 int agent_peer_repair(struct agent_peer *p);
+/* An answer to unmerge is late: reads what its freezer waits to be read, should the agent's own reader have lost it. */
+void agent_peer_nudge(const struct agent_peer *p);
 
 #endif

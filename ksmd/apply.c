@@ -114,6 +114,7 @@ int ksmd_apply(void *m, bool dry_run)
 	/* Before a pass may start: it writes the tables that the split reads. */
 	if (k->policy.state != KSM_MERGE)
 		zero_split_end(k);
+	ksmd_unmerge_begin(k, dry_run); /* before a pass takes the agents */
 	if (k->pass_planned) {
 		k->pass_planned = false;
 		r = pass_begin(k);

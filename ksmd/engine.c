@@ -93,6 +93,8 @@ enum merge_engine engine_choose(const struct vm_snapshot *vm, const struct engin
 	refuse_unwanted(&r, f->host_engine, vm->engine);
 	refuse_all(&r, vm);
 	refuse(&r, MERGE_ENGINE_AUTO, f->demoted_why);
+	refuse_if(&r, f->apart, MERGE_ENGINE_AUTO,
+		  "it was un-merged (memvirtctl unmerge --undo lets it be merged again)");
 	refuse_agents(&r, vm, f);
 	refuse_kernel(&r, vm, f);
 	while (engine < MERGE_ENGINE_OFF && is_refused(&r, engine))

@@ -24,6 +24,7 @@ struct engine_facts {
 	size_t hazard_count;
 	const char *ksm_why; /* why the kernel's scanner may not run; NULL: it may */
 	bool ksm_present;
+	bool apart; /* un-merged by an operator */
 };
 
 struct engine_refusal {

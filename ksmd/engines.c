@@ -24,6 +24,7 @@ static struct engine_facts facts_of(const struct ksmd *k, const struct tracked_v
 		.hazard_count = t->hazard_count,
 		.ksm_why = ksm_why,
 		.ksm_present = k->kernel != NULL,
+		.apart = t->apart,
 	};
 }
 

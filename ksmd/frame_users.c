@@ -377,6 +377,21 @@ const struct hva_range *frame_user_ranges(const struct frame_user *user, size_t 
 	return user->ranges;
 }
 
+int frame_users_ranges(const struct fsio *fs, pid_t pid, struct hva_range **ret_ranges, size_t *ret_count)
+{
+	const struct frame_users no_store = { .fs = fs, .inode = UINT64_MAX };
+	struct look l = { .u = &no_store, .pagemap_fd = -1, .keep_ranges = true };
+	int r = look_at_process(&l, pid);
+
+	if (r < 0) {
+		free(l.ranges);
+		return r;
+	}
+	*ret_ranges = l.ranges;
+	*ret_count = l.range_count;
+	return 0;
+}
+
 /* Others: children of clients, or who was given the descriptor. */
 static int others_look(struct frame_users *u)
 {

@@ -66,6 +66,9 @@ const struct frame_user_figures *frame_user_figures(const struct frame_user *use
  * it cannot be exchanged in place (SAFETY.md, R12). Borrowed until the next look. */
 const struct hva_range *frame_user_ranges(const struct frame_user *user, size_t *ret_count);
 
+/* The same of any process, now; the caller frees the list. 0 or -errno. */
+int frame_users_ranges(const struct fsio *fs, pid_t pid, struct hva_range **ret_ranges, size_t *ret_count);
+
 /* Looks at all processes: *ret_bits, owned by u and good until the next look, has a bit for each frame in use.
  * 0; -EBUSY (see above), or -errno when a process could not be looked at: then nothing is known. */
 int frame_users_look(struct frame_users *u, const uint64_t **ret_bits);

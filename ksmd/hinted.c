@@ -53,8 +53,8 @@ void ksmd_marking_plan(struct ksmd *k)
 	double gain = 0;
 
 	k->marking_planned = false;
-	if (k->marking || k->round || k->round_planned || k->pass || !k->agents || !k->unmarked ||
-	    k->policy.state == KSM_MERGE || k->debt.state == DEBT_STOP)
+	if (k->marking || k->unmerge || k->unmerge_planned || k->round || k->round_planned || k->pass || !k->agents ||
+	    !k->unmarked || k->policy.state == KSM_MERGE || k->debt.state == DEBT_STOP)
 		return;
 	for (size_t i = 0; i < k->vm_count; i++) {
 		const struct pass_vm *found = k->vms[i].engine == MERGE_ENGINE_HINTED ? found_of(res, &k->vms[i]) : NULL;

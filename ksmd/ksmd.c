@@ -75,6 +75,7 @@ struct ksmd *ksmd_free(struct ksmd *k)
 	}
 	round_free(k->round);
 	marking_free(k->marking);
+	unmerge_free(k->unmerge);
 	pass_free(k->pass);
 	agents_free(k->agents);
 	zero_split_free(k->split, NULL, NULL);
@@ -319,11 +320,17 @@ static void tables_review(struct ksmd *k, const struct host_snapshot *s)
 	}
 }
 
-/* Frames of another domain are in another store, for which its agent has to make a new connection. */
+/* Frames of another domain are in another store, for which its agent has to make a new connection. Before that it gives
+ * back what it has of the old one, as far as it can; whatever is left there keeps its frames (frame_users). */
 static int domain_choose(struct ksmd *k, struct tracked_vm *t, const struct vm_snapshot *vm)
 {
 	const struct domain *before = t->domain;
-	int r = ksmd_domain(k, vm->domain, &t->domain);
+	int r;
+
+	if (before && strcmp(before->name, vm->domain) != 0 && ksmd_unmerge_first(k, t))
+		return -EAGAIN;
+	t->left = NULL;
+	r = ksmd_domain(k, vm->domain, &t->domain);
 
 	if (r == 0 && before && before != t->domain) {
 		t->figures = (struct frame_user_figures){ 0 };
@@ -389,12 +396,14 @@ static int ksmd_decide(void *m, const struct host_snapshot *s)
 	pass_take(k, s);
 	ksmd_round_take(k, s);
 	ksmd_marking_take(k);
+	ksmd_unmerge_take(k, s);
 	if (!k->pass) /* which writes them */
 		tables_review(k, s);
 	ksmd_engines_decide(k, s, in.refusal);
 	expectation_update(k, s, in.refusal != NULL);
 	saved_update(k, s);
 	ksmd_debt_update(k, s);
+	ksmd_unmerge_plan(k, s);
 	ksmd_round_plan(k, s);
 	ksmd_marking_plan(k);
 	/* Both work with the tables that a pass would write. */
@@ -432,7 +441,9 @@ const struct module_ops ksmd_ops = {
 
 int ksmd_round_fd(const struct ksmd *k)
 {
-	return k->round ? round_done_fd(k->round) : k->marking ? marking_done_fd(k->marking) : -1;
+	if (k->round)
+		return round_done_fd(k->round);
+	return k->marking ? marking_done_fd(k->marking) : k->unmerge ? unmerge_done_fd(k->unmerge) : -1;
 }
 
 int ksmd_pass_fd(const struct ksmd *k)

@@ -14,6 +14,7 @@
 #include "ksmd/pass.h"
 #include "ksmd/policy.h"
 #include "ksmd/remap.h"
+#include "ksmd/unmerge.h"
 
 struct ksmd;
 
@@ -35,7 +36,7 @@ bool ksmd_agents_dispatch(struct ksmd *k);
 /* Descriptors that are readable when a background pass, or a round of merging, has ended; the next tick takes the
  * result in. -1 while none runs. */
 int ksmd_pass_fd(const struct ksmd *k);
-int ksmd_round_fd(const struct ksmd *k); /* or marking for the kernel's scanner */
+int ksmd_round_fd(const struct ksmd *k); /* or marking for the kernel's scanner, or giving memory back */
 
 /* What the module is doing, for people and tests. Pointers are borrowed until the next tick. */
 struct ksmd_status {
@@ -82,5 +83,12 @@ struct ksmd_domain_breaks {
 	double per_s;
 };
 bool ksmd_domain_breaks(const struct ksmd *k, size_t i, struct ksmd_domain_breaks *ret_breaks);
+
+/* Gives the merged memory of a VM back to it, in the background, and keeps it from being merged until _undo(), or until
+ * the VM or the daemon ends. 0; -errno and why it cannot be. Again: what is merged still is tried again. */
+int ksmd_unmerge(struct ksmd *k, const struct vm_snapshot *vm, const char **ret_why);
+bool ksmd_unmerge_undo(struct ksmd *k, const struct vm_snapshot *vm); /* false: it was not un-merged */
+/* What came of the last time, for whatever reason; NULL: there was none, or it is not over (*ret_busy). */
+const struct unmerge_result *ksmd_unmerge_result(const struct ksmd *k, const struct vm_snapshot *vm, bool *ret_busy);
 
 #endif

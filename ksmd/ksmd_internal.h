@@ -12,6 +12,7 @@
 #include "ksmd/ksmd.h"
 #include "ksmd/marking.h"
 #include "ksmd/round.h"
+#include "ksmd/unmerge.h"
 
 /* Between the moment when frames may have become free, or the sweep before, and the next sweep: a look at the mappings of
  * all processes costs some milliseconds for each VM that was merged. */
@@ -21,6 +22,9 @@
  * Longer where a look takes its time: it may use a thousandth of a core. */
 #define LOOK_NS (15 * NSEC_PER_SEC)
 #define LOOK_REST 1000
+
+/* Why a VM gets its own memory back, in the order in which they go before each other. */
+enum unmerge_reason { UNMERGE_OPERATOR, UNMERGE_DOMAIN, UNMERGE_MIGRATION, UNMERGE_WORN };
 
 /* The VMs that may share memory, and what they do share. */
 struct domain {
@@ -51,6 +55,16 @@ struct tracked_vm {
 	const char *hazards[HAZARDS_MAX];
 	size_t hazard_count;
 	uint64_t hazards_ns; /* when they were looked for */
+
+	char unmerge_why[AGENT_WHY_BYTES]; /* why its agent cannot give memory back; empty: it can */
+
+	bool apart; /* un-merged by an operator: not merged until told so */
+	enum { UNMERGE_NONE, UNMERGE_WANTED, UNMERGE_WORKING, UNMERGE_ENDED } unmerge_state;
+	enum unmerge_reason unmerge_reason;
+	struct unmerge_result unmerged;	     /* of the last time */
+	const struct domain *left;	     /* un-merged from it as far as possible, to be in another */
+	uint64_t migrating_ns;		     /* since when it migrates; 0: not; UINT64_MAX: seen to */
+	uint64_t worn_ns, worn_pages;	     /* when worn memory was looked for; how many pages had been copied then */
 
 	/* Decided, in this tick: */
 	enum merge_engine engine;   /* that merges it; OFF: none */
@@ -97,6 +111,8 @@ struct ksmd {
 	bool marking_planned;
 	bool unmarked;		    /* a pass has ended since memory was marked */
 	struct hints_totals hinted; /* of the last marking */
+	struct unmerge *unmerge; /* in the background; NULL: none */
+	pid_t unmerge_planned;	 /* 0: none */
 	struct zero_split *split; /* at work while the scanner is; NULL: none */
 	bool split_done;	  /* in this run of the scanner */
 	struct ksm_snapshot seen; /* the kernel's settings in this tick, for the log */
@@ -146,5 +162,12 @@ void ksmd_debt_update(struct ksmd *k, const struct host_snapshot *s);
 void ksmd_marking_take(struct ksmd *k);
 void ksmd_marking_plan(struct ksmd *k);
 void ksmd_marking_begin(struct ksmd *k, bool dry_run);
+
+/* unmerged.c: the same for giving memory back. _first: the VM is another domain's now; true: wait with that, its memory
+ * is being given back. */
+void ksmd_unmerge_take(struct ksmd *k, const struct host_snapshot *s);
+void ksmd_unmerge_plan(struct ksmd *k, const struct host_snapshot *s);
+void ksmd_unmerge_begin(struct ksmd *k, bool dry_run);
+bool ksmd_unmerge_first(struct ksmd *k, struct tracked_vm *t);
 
 #endif

@@ -148,7 +148,7 @@ void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s)
 {
 	k->round_planned = NULL;
 	k->look_planned = false;
-	if (k->round || k->marking || !k->agents)
+	if (k->round || k->marking || k->unmerge || k->unmerge_planned || !k->agents)
 		return;
 	for (size_t i = 0; i < k->domain_count && !k->round_planned && !k->pass; i++) {
 		struct domain *d = k->domains[i];

@@ -102,6 +102,8 @@ static void sense_agent(struct ksmd *k, struct tracked_vm *t, const struct vm_sn
 		return;
 	snprintf(t->agent_why, sizeof(t->agent_why), "%s",
 		 agent_peer_refusal(agent->peer) ? agent_peer_refusal(agent->peer) : "");
+	snprintf(t->unmerge_why, sizeof(t->unmerge_why), "%s",
+		 agent_peer_unmerge_refusal(agent->peer) ? agent_peer_unmerge_refusal(agent->peer) : "");
 	sense_slots(t, vm, agent->peer);
 	if (agent->released && t->domain)
 		sweep_soon(t->domain);

@@ -93,6 +93,9 @@ static void test_engine_reasons_against_remap_only(void)
 	vm.mem_lock = true;
 	CU_ASSERT_TRUE(chosen() == MERGE_ENGINE_HINTED && refuses(MERGE_ENGINE_REMAP, "mem-lock=on"));
 	begin();
+	facts.apart = true;
+	CU_ASSERT_TRUE(chosen() == MERGE_ENGINE_OFF && refuses(MERGE_ENGINE_AUTO, "un-merged"));
+	facts.apart = false;
 	vm.migrating = true;
 	CU_ASSERT_TRUE(chosen() == MERGE_ENGINE_HINTED && refuses(MERGE_ENGINE_REMAP, "migrating"));
 	begin();
