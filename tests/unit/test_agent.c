@@ -1,4 +1,8 @@
 /* The agent of a linked-in VMM, with a daemon played by the test in the same process. */
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <time.h>
+
 #include "agent/page_hash.h"
 #include "tests/unit/agent_rig.h"
 
@@ -184,6 +188,70 @@ static void test_agent_unmerge_gives_memory_back(void)
 	detach();
 	CU_ASSERT_FALSE(mapped_from_store(50) || mapped_from_store(150));
 	CU_ASSERT_TRUE(ram_right());
+	ram_fill();
+}
+
+/* A child that looks at this process as a debugger does, until it is told to end. */
+static pid_t debugger_start(int *ret_end)
+{
+	int go[2], end[2];
+	pid_t pid;
+	char c;
+
+	unit_must(pipe(go) == 0 && pipe(end) == 0, "pipe");
+	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+	pid = fork();
+	unit_must(pid >= 0, "fork");
+	if (pid == 0) {
+		close(end[1]);
+		c = ptrace(PTRACE_SEIZE, getppid(), 0, 0) == 0;
+		unit_must(write(go[1], &c, 1) == 1, "write");
+		_exit(read(end[0], &c, 1) == 0 ? 0 : 1);
+	}
+	close(end[0]);
+	unit_must(read(go[0], &c, 1) == 1, "read");
+	close(go[0]);
+	close(go[1]);
+	*ret_end = end[1];
+	if (c)
+		return pid;
+	close(end[1]);
+	waitpid(pid, NULL, 0);
+	return -1;
+}
+
+/* R13: both pause, and go on when it has gone. */
+static void test_agent_debugger_attached_merging_pauses(void)
+{
+	const struct timespec look = { .tv_sec = 1, .tv_nsec = 50 * 1000 * 1000 }; /* the agent looks once a second */
+	struct packet *p = merge_new(0);
+	const struct agent_unmerged *u;
+	int end;
+	pid_t pid;
+
+	attach_all();
+	merge_run(p, 0, 100, 0);
+	pid = debugger_start(&end);
+	if (pid < 0) {
+		detach();
+		UNIT_SKIP("a debugger cannot attach here");
+	}
+	CU_ASSERT_EQUAL(merge_ask(p), 0);
+	CU_ASSERT_EQUAL(packet_merged(&rig.in)->error, -EBUSY);
+	u = unmerge_ask(0, 0);
+	CU_ASSERT_TRUE(u && u->error == -EBUSY && u->folded == 0);
+	close(end);
+	unit_must(waitpid(pid, NULL, 0) == pid, "waitpid");
+	nanosleep(&look, NULL);
+	for (unsigned i = 0; i < 100; i++) /* shared with the child until they are written to */
+		unit_page_fill((char *)rig.ram + i * PAGE_BYTES, content_of(i));
+	CU_ASSERT_EQUAL(merge_ask(p), 0);
+	CU_ASSERT_EQUAL(packet_merged(&rig.in)->error, 0);
+	CU_ASSERT_TRUE(mapped_from_store(50));
+	u = unmerge_ask(0, 0);
+	CU_ASSERT_TRUE(u && u->error == 0 && u->folded == 100);
+	CU_ASSERT_TRUE(ram_right());
+	detach();
 	ram_fill();
 }
 
@@ -744,6 +812,7 @@ int main(void)
 		{ "slots", test_agent_slots_are_offered_and_withdrawn },
 		{ "merge", test_agent_merge_each_kind_of_run_contents_right },
 		{ "unmerge", test_agent_unmerge_gives_memory_back },
+		{ "debugger", test_agent_debugger_attached_merging_pauses },
 		{ "hash", test_agent_hash_tells_what_is_there },
 		{ "hash_outside", test_agent_hash_outside_of_slots_refused },
 		{ "hash_same", test_page_hash_both_ways_the_same },
