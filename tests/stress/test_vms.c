@@ -6,6 +6,7 @@
 #include "agent/memvirt-agent.h"
 #include "agent/uffd.h"
 #include "core/clock.h"
+#include "ksmd/unmerge.h"
 #include "tests/lib/domain.h"
 #include "tests/unit/unit.h"
 
@@ -451,6 +452,59 @@ static void test_vms_round_cancelled_ends_soon_and_no_byte_wrong(void)
 	domain_finish();
 }
 
+/* ---- given back ---- */
+
+static struct unmerge_result give_back(pid_t pid, bool worn)
+{
+	const struct unmerge_options options = { .worn = worn };
+	struct unmerge_result result = { .error = -ESRCH };
+	struct unmerge *u = NULL;
+
+	for (unsigned i = 0; i < DOMAIN_VMS_MAX; i++) {
+		if (domain.vms[i].peer && domain.vms[i].pid == pid) {
+			unit_must(unmerge_start(&domain.fs, domain.vms[i].peer, &options, &u) == 0, "unmerge_start");
+			result = *unmerge_wait(u);
+		}
+	}
+	unmerge_free(u);
+	return result;
+}
+
+/* What was written since it was merged is worn out, and given back; what was not stays. Then all of another VM. */
+static void test_vms_worn_and_all_given_back_no_byte_wrong(void)
+{
+	struct remap_result merged = { 0 };
+	struct child children[3];
+	struct unmerge_result r;
+	uint64_t pages = 0;
+
+	domain_begin();
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_start(&children[i], i);
+	CU_ASSERT_EQUAL(domain_round(&domain, &merged), 0);
+	CU_ASSERT_TRUE(merged_mappings(children[0].pid) > 0 && merged_mappings(children[1].pid) > 0);
+	r = give_back(children[0].pid, true);
+	CU_ASSERT_TRUE(r.error == 0 && r.pages == 0);
+	child_fill(&children[0], 5000000);
+	r = give_back(children[0].pid, true);
+	CU_ASSERT_TRUE(r.error == 0 && r.pages > RAM_PAGES / 2 && r.kept == 0);
+	CU_ASSERT_EQUAL(merged_mappings(children[0].pid), 0);
+	r = give_back(children[1].pid, false);
+	CU_ASSERT_TRUE(r.error == 0 && r.pages > RAM_PAGES / 2 && r.kept == 0 && r.stall_us_max > 0);
+	CU_ASSERT_EQUAL(merged_mappings(children[1].pid), 0);
+	printf("\n    %lu pages in %.3f s with %.3f s of CPU time, a stall of %u us at most (of a merge: %lu)\n", r.pages,
+	       r.seconds, r.cpu_seconds, r.stall_us_max, merged.stall_us_max);
+	CU_ASSERT_TRUE(merged_mappings(children[2].pid) > 0);
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_tell(&children[i], 'x'); /* looks at every byte */
+	for (unsigned i = 0; i < ARRAY_SIZE(children); i++)
+		child_reap(&children[i], 0);
+	for (unsigned i = 0; i < 2; i++)
+		CU_ASSERT_EQUAL(domain_sweep(&domain, &pages), 0);
+	CU_ASSERT_EQUAL(pages, 0);
+	domain_finish();
+}
+
 int main(int argc, char **argv)
 {
 	static CU_TestInfo tests[] = {
@@ -458,6 +512,7 @@ int main(int argc, char **argv)
 		{ "store_empty", test_vms_all_gone_store_is_empty },
 		{ "quota", test_vms_round_keeps_its_cpu_share },
 		{ "cancelled", test_vms_round_cancelled_ends_soon_and_no_byte_wrong },
+		{ "given_back", test_vms_worn_and_all_given_back_no_byte_wrong },
 		{ "written_before_fill", test_vms_written_before_the_fill_still_merged_later },
 		CU_TEST_INFO_NULL,
 	};
