@@ -117,7 +117,7 @@ check-tsan: setup
 	$(Q)export TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp report_thread_leaks=0 history_size=7"; \
 	export BUILD=$(abspath $(BUILD)-tsan) AGENT_SECONDS=$(TSAN_SECONDS); \
 	tests/run.sh $(TSAN_TESTS) && $(BUILD)-tsan/tests/stress-remap $(TSAN_SECONDS)
-TSAN_TESTS := test_agent test_agent_threads test_exchange test_exchange_more
+TSAN_TESTS := test_agent test_agent_threads test_exchange test_exchange_more test_exchange_fold
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory all

@@ -63,11 +63,6 @@ rss_anon_mib()
 	awk '/^RssAnon:/ { print int($2 / 1024) }' "/proc/$(cat "$work/$1/qemu.pid")/status"
 }
 
-rounds_of()
-{
-	get 'j["rounds"]' <"$work/merge.json"
-}
-
 start_agent_guest a --seed 1 &
 start_agent_guest b --seed 2 &
 start_guest plain --name plain --mem 256 --seed 9 &
@@ -99,7 +94,6 @@ wait_rounds 2 a b
 wait_for 20 "the figures of a" mapped a "== 0"
 ctl explain a | grep -q 'refused *it was un-merged' || die "explain does not say that a was un-merged"
 status_is True
-rounds=$(rounds_of)
 sleep 6
 mapped a "== 0" || die "a was merged again"
 wait_rounds 1 a b
