@@ -100,7 +100,8 @@ static inline bool exchange_step_is_open(uint32_t step)
 
 /* Finishes the exchange of an executor that is surely dead or given up: puts back what is in staging, unregisters,
  * wakes. pid 0: the caller's own process; else the VMM's, uffd and freezer (-1: it has none) being duplicates of its
- * descriptors (works from the daemon: /proc/PID/mem and UFFDIO_COPY; waits for nothing that the VMM has a hand in). 0: every page is settled; else -errno, threads stay blocked, no byte is
+ * descriptors (works from the daemon: /proc/PID/mem and UFFDIO_COPY; waits for nothing that the VMM has a hand in).
+ * 0: every page is settled; else -errno, threads stay blocked, no byte is
  * lost, and it may be called again. */
 int exchange_repair(struct exchange_journal *journal, pid_t pid, int uffd, int freezer);
 

@@ -15,9 +15,9 @@
  * per process.
  *
  * What the VMM must know:
- * - The agent has a thread, with all signals blocked (and one more that only sleeps, see agent/freezer.h). It moves guest pages out for some 100 us, compares them with
- *   the daemon's frames and maps these copy-on-write. Who touches such a page meanwhile waits, and reads and
- *   writes as ever afterwards.
+ * - The agent has a thread, with all signals blocked (and one more that only sleeps, see agent/freezer.h). It moves
+ *   guest pages out for some 100 us, compares them with the daemon's frames and maps these copy-on-write. Who touches
+ *   such a page meanwhile waits, and reads and writes as ever afterwards.
  * - Where that is ruled out (an old kernel, no userfaultfd to be had, locked memory) the agent can still mark memory for
  *   the kernel's own scanner when the daemon asks for it. attach() and add_slot() then return 0 with a reason.
  * - Merged memory is a private mapping of a file. MADV_DONTNEED on it would bring the file's bytes back, not zeroes,
@@ -61,8 +61,8 @@ int memvirt_agent_discard(struct memvirt_agent *agent, void *addr, size_t len);
 /* NULL while the daemon is connected, else why it is not (static text). */
 const char *memvirt_agent_ended(const struct memvirt_agent *agent);
 
-/* Stops the thread, after the window it may be in, gives back what is merged, and frees the agent. No other call may be going on or follow. NULL
- * ok; gives NULL. */
+/* Stops the thread, after the window it may be in, gives back what is merged, and frees the agent. No other call may be
+ * going on or follow. NULL ok; gives NULL. */
 struct memvirt_agent *memvirt_agent_detach(struct memvirt_agent *agent);
 
 #ifdef __cplusplus

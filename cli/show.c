@@ -243,6 +243,8 @@ void show_explain(const json_t *answer)
 	printf("engine   %s\n", text(answer, "engine"));
 	json_array_foreach(refusals, i, refusal)
 		printf("refused  %s\n", json_string_value(refusal));
+	if (*text(answer, "unmerge_why"))
+		printf("unmerge  not possible: %s\n", text(answer, "unmerge_why"));
 }
 
 void show_reload(const json_t *answer)

@@ -77,7 +77,7 @@ static void run_unmerge(struct daemon *d, struct control_client *client, const j
 {
 	struct vm *vm = vm_named(d, client, arguments);
 	const struct vm_snapshot *s = vm ? render_snapshot_of(d, vm) : NULL;
-	const char *why = "";
+	bool start = json_is_true(json_object_get(arguments, "start"));
 
 	if (!vm)
 		return;
@@ -85,8 +85,8 @@ static void run_unmerge(struct daemon *d, struct control_client *client, const j
 		control_fail(client, "it was found just now; ask again after the next tick");
 	else if (json_is_true(json_object_get(arguments, "undo")) && !ksmd_unmerge_undo(d->ksmd, s))
 		control_fail(client, "\"%.200s\" was not un-merged", vm->name);
-	else if (json_is_true(json_object_get(arguments, "start")) && ksmd_unmerge(d->ksmd, s, &why) < 0)
-		control_fail(client, "\"%.200s\" cannot be un-merged: %s", vm->name, why);
+	else if (start && ksmd_unmerge(d->ksmd, s) < 0)
+		control_fail(client, "\"%.200s\" cannot be un-merged: %s", vm->name, ksmd_unmerge_refusal(d->ksmd, s));
 	else
 		control_reply(client, render_unmerge(d, s));
 }

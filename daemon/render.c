@@ -289,6 +289,7 @@ json_t *render_explain(struct daemon *d, const struct vm *vm)
 	const struct ept_view *view = vm->ept;
 	struct engine_refusal refused[ENGINE_REFUSALS_MAX];
 	enum merge_engine engine = MERGE_ENGINE_OFF;
+	const char *unmerge_why = s ? ksmd_unmerge_refusal(d->ksmd, s) : "";
 	json_t *refusals = json_array();
 	size_t count = 0;
 
@@ -298,8 +299,9 @@ json_t *render_explain(struct daemon *d, const struct vm *vm)
 		json_array_append_new(refusals, json_string("it was found just now; ask again after the next tick"));
 	for (size_t i = 0; i < count; i++)
 		json_array_append_new(refusals, render_refusal(&refused[i]));
-	return with(render_vm(d, vm), json_pack("{s:s, s:o, s:s}", "engine", engine_name(engine), "refusals", refusals,
-						"slots_why", view ? view->why : ""));
+	return with(render_vm(d, vm), json_pack("{s:s, s:o, s:s, s:s}", "engine", engine_name(engine), "refusals",
+						refusals, "slots_why", view ? view->why : "", "unmerge_why",
+						unmerge_why ? unmerge_why : ""));
 }
 
 json_t *render_unmerge(struct daemon *d, const struct vm_snapshot *vm)

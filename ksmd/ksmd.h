@@ -85,8 +85,10 @@ struct ksmd_domain_breaks {
 bool ksmd_domain_breaks(const struct ksmd *k, size_t i, struct ksmd_domain_breaks *ret_breaks);
 
 /* Gives the merged memory of a VM back to it, in the background, and keeps it from being merged until _undo(), or until
- * the VM or the daemon ends. 0; -errno and why it cannot be. Again: what is merged still is tried again. */
-int ksmd_unmerge(struct ksmd *k, const struct vm_snapshot *vm, const char **ret_why);
+ * the VM or the daemon ends. 0; -EOPNOTSUPP: see _refusal(). Again: what is merged still is tried again. */
+int ksmd_unmerge(struct ksmd *k, const struct vm_snapshot *vm);
+/* Why that cannot be done; NULL: it can. Borrowed until the next tick. */
+const char *ksmd_unmerge_refusal(const struct ksmd *k, const struct vm_snapshot *vm);
 bool ksmd_unmerge_undo(struct ksmd *k, const struct vm_snapshot *vm); /* false: it was not un-merged */
 /* What came of the last time, for whatever reason; NULL: there was none, or it is not over (*ret_busy). */
 const struct unmerge_result *ksmd_unmerge_result(const struct ksmd *k, const struct vm_snapshot *vm, bool *ret_busy);

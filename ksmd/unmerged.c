@@ -224,24 +224,27 @@ void ksmd_unmerge_begin(struct ksmd *k, bool dry_run)
 
 /* ---- an operator ---- */
 
-int ksmd_unmerge(struct ksmd *k, const struct vm_snapshot *vm, const char **ret_why)
+const char *ksmd_unmerge_refusal(const struct ksmd *k, const struct vm_snapshot *vm)
+{
+	const struct tracked_vm *t = ksmd_track((struct ksmd *)(uintptr_t)k, vm);
+
+	if (!t)
+		return "it was found just now; ask again";
+	if (!t->has_agent)
+		return "no agent in its VMM (start it with memvirtctl run)";
+	return can(t) ? NULL : t->unmerge_why;
+}
+
+int ksmd_unmerge(struct ksmd *k, const struct vm_snapshot *vm)
 {
 	struct tracked_vm *t = ksmd_track(k, vm);
 
-	*ret_why = "it was found just now; ask again";
-	if (!t)
-		return -EAGAIN;
-	*ret_why = "no agent in its VMM (start it with memvirtctl run)";
-	if (!t->has_agent)
-		return -ENOTCONN;
-	*ret_why = t->unmerge_why;
-	if (!can(t))
+	if (ksmd_unmerge_refusal(k, vm))
 		return -EOPNOTSUPP;
 	t->apart = true;
 	want(t, UNMERGE_OPERATOR);
 	if (t->unmerge_state == UNMERGE_WANTED)
 		t->unmerge_reason = UNMERGE_OPERATOR;
-	*ret_why = "";
 	return 0;
 }
 
