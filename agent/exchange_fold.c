@@ -32,7 +32,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "agent/exchange_internal.h"
@@ -81,14 +80,16 @@ static int stretch_read(struct exchange *x, const struct fold *f, struct page_bi
 	return err;
 }
 
-/* 0: all of the stretch may be taken. It is looked for pins only if there is something to pin. */
-static int stretch_check(struct exchange *x, const struct fold *f, struct page_bits *ret_copies)
+/* 0: all of the stretch may be taken. It is looked for pins only if there is something to pin, and not again when some
+ * were seen: *pins. */
+static int stretch_check(struct exchange *x, const struct fold *f, struct page_bits *ret_copies, bool *pins)
 {
 	int err = stretch_read(x, f, ret_copies);
 
-	if (err == 0 && bits_count(ret_copies) > 0 && pins_possible(&x->mounts))
-		err = -EBUSY;
-	return err;
+	if (err < 0 || bits_count(ret_copies) == 0)
+		return err;
+	*pins = *pins || pins_possible(&x->mounts);
+	return *pins ? -EBUSY : 0;
 }
 
 /* A page of anonymous memory beside the stretch, within the slot; all of a huge page, which would be split otherwise.
@@ -164,19 +165,6 @@ static int freeze(struct exchange *x, struct fold *f)
 		watch_again(x, f);
 	}
 	return err;
-}
-
-/* The kernel reads both for us: a page that was poisoned is an error and no signal. */
-static int stretch_copy(struct exchange *x, const struct fold *f)
-{
-	uint64_t to = x->small.base + f->first * WINDOW_PAGE_BYTES;
-	struct iovec here = { .iov_base = (void *)(uintptr_t)to, .iov_len = fold_len(f) };
-	struct iovec there = { .iov_base = (void *)(uintptr_t)fold_at(f), .iov_len = fold_len(f) };
-	ssize_t n = process_vm_readv(getpid(), &here, 1, &there, 1, 0);
-
-	if (n < 0)
-		return -errno;
-	return (uint64_t)n == fold_len(f) ? 0 : -EFAULT;
 }
 
 /* ---- STEP_FOLD_PLACE, STEP_FOLD_FILL ---- */
@@ -270,10 +258,11 @@ static int frozen_replace(struct exchange *x, struct fold *f)
 {
 	struct page_bits copies;
 	unsigned lost = 0;
-	int err = stretch_check(x, f, &copies);
+	bool pins = false;
+	int err = stretch_check(x, f, &copies, &pins);
 
 	if (err == 0)
-		err = stretch_copy(x, f);
+		err = freezer_copy(x->small.base + f->first * WINDOW_PAGE_BYTES, fold_at(f), fold_len(f));
 	if (err == 0)
 		err = freezer_make(x->freezer, fold_len(f), &f->slot->attrs, &f->spare, &lost);
 	x->counters.attributes_lost += lost;
@@ -311,6 +300,7 @@ static int stretch_fold(struct exchange *x, struct fold *f, int *ret_err)
 struct walk {
 	unsigned lo, hi;
 	bool started, backward;
+	bool pins; /* something open may have copies pinned */
 };
 
 /* The slot of a merged page; NULL: it is none. */
@@ -405,7 +395,7 @@ static int fold_locked(struct exchange *x, uint64_t window, struct walk *w, bool
 		walk_start(x, w, &f);
 	if (!walk_next(x, w, &f))
 		return 1;
-	why = f.slot->closed ? -EPERM : stretch_check(x, &f, &copies);
+	why = f.slot->closed ? -EPERM : stretch_check(x, &f, &copies, &w->pins);
 	if (why == -EBUSY) {
 		keep(ret, stretch_cut(w, &f, &copies, split), why);
 		limit = x->map_limit / 2; /* pieces cost mappings that stay */

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "agent/hooks.h"
@@ -138,6 +139,17 @@ int freezer_hold(const struct freezer *f, uint64_t addr, uint64_t len)
 	return 0;
 }
 
+int freezer_copy(uint64_t to, uint64_t addr, uint64_t len)
+{
+	struct iovec here = { .iov_base = (void *)(uintptr_t)to, .iov_len = len };
+	struct iovec there = { .iov_base = (void *)(uintptr_t)addr, .iov_len = len };
+	ssize_t n = process_vm_readv(getpid(), &here, 1, &there, 1, 0);
+
+	if (n < 0)
+		return -errno;
+	return (uint64_t)n == len ? 0 : -EFAULT;
+}
+
 /* Memory that is all absent. With mlockall(MCL_FUTURE) it comes filled, and the copy into it would fail. */
 static int made_check(const struct freezer *f, uint64_t at, uint64_t len)
 {
@@ -219,7 +231,10 @@ static int probe_fold(struct freezer *f, uint8_t *page, const char **ret_why)
 	err = freezer_hold(f, at, PAGE);
 	if (err < 0)
 		return err;
-	memcpy(copy, page, PAGE);
+	*ret_why = "memory of this process cannot be read by process_vm_readv()";
+	err = freezer_copy((uint64_t)(uintptr_t)copy, at, PAGE);
+	if (err < 0)
+		return err;
 	*ret_why = "a mapping that is held cannot be moved";
 	err = freezer_make(f, PAGE, &plain, &made, &lost);
 	if (err < 0)

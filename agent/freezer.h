@@ -30,6 +30,8 @@ int freezer_probe(struct freezer *f, const char **ret_why);
 /* From now on whoever writes to [addr, addr+len) waits, and /proc/PID/mem writers who had a page already have ended
  * (R13). On an error nobody waits. */
 int freezer_hold(const struct freezer *f, uint64_t addr, uint64_t len);
+/* Its bytes to `to`. The kernel reads for us: a page that was poisoned is an error and no signal. */
+int freezer_copy(uint64_t to, uint64_t addr, uint64_t len);
 /* New anonymous memory for it, nowhere yet: empty, registered. *ret_at is written only on 0. */
 int freezer_make(const struct freezer *f, uint64_t len, const struct ram_attrs *attrs, uint64_t *ret_at,
 		 unsigned *ret_attributes_lost);

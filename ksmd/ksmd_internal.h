@@ -64,7 +64,7 @@ struct tracked_vm {
 	struct unmerge_result unmerged;	     /* of the last time */
 	const struct domain *left;	     /* un-merged from it as far as possible, to be in another */
 	uint64_t migrating_ns;		     /* since when it migrates; 0: not; UINT64_MAX: seen to */
-	uint64_t worn_ns, worn_pages;	     /* when worn memory was looked for; how many pages had been copied then */
+	uint64_t worn_next_ns, worn_pages;   /* when worn memory may be looked for; how many pages had been copied before */
 
 	/* Decided, in this tick: */
 	enum merge_engine engine;   /* that merges it; OFF: none */

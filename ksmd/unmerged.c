@@ -15,6 +15,7 @@
 /* Worn memory is looked for when so much more was copied on write as is worth a look, and not all the time. */
 #define WORN_PAGES 1024u
 #define WORN_NS (60 * NSEC_PER_SEC)
+#define WORN_FUTILE_NS (10 * WORN_NS) /* nothing was given back: a device may have it all pinned */
 
 static const char *const reasons[] = {
 	[UNMERGE_OPERATOR] = "asked for",
@@ -57,6 +58,8 @@ static void result_log(const struct tracked_vm *t, const char *uuid)
 			      res->error < 0	    ? strerror(-res->error) :
 						      unmerge_kept_why(res->kept_error);
 
+	if (t->unmerge_reason == UNMERGE_WORN && res->pages == 0 && !*problem) /* a look, and no more */
+		return;
 	log_info("unmerge vm=%s pages=%" PRIu64 " kept=%" PRIu64 " longest_stall=%u us took=%.2f s cpu=%.2f s why=\"%s\"%s%s",
 		 uuid, res->pages, res->kept, res->stall_us_max, res->seconds, res->cpu_seconds,
 		 reasons[t->unmerge_reason], *problem ? " but " : "", problem);
@@ -87,6 +90,8 @@ void ksmd_unmerge_take(struct ksmd *k, const struct host_snapshot *s)
 	if (t) {
 		t->unmerged = *res;
 		t->unmerge_state = UNMERGE_ENDED;
+		if (t->unmerge_reason == UNMERGE_WORN && res->pages == 0)
+			t->worn_next_ns = clock_mono_ns() + WORN_FUTILE_NS;
 		if (t->unmerge_reason == UNMERGE_DOMAIN)
 			t->left = t->domain;
 		vm = snapshot_of(s, t);
@@ -144,9 +149,9 @@ static void worn_look(struct ksmd *k, struct tracked_vm *t)
 		return;
 	if (f.broken_pages < t->worn_pages)
 		t->worn_pages = f.broken_pages;
-	if (f.broken_pages - t->worn_pages < WORN_PAGES || (t->worn_ns && now - t->worn_ns < WORN_NS))
+	if (f.broken_pages - t->worn_pages < WORN_PAGES || now < t->worn_next_ns)
 		return;
-	t->worn_ns = now;
+	t->worn_next_ns = now + WORN_NS;
 	t->worn_pages = f.broken_pages;
 	want(t, UNMERGE_WORN);
 }
