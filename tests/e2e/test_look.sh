@@ -94,7 +94,7 @@ stop_daemon TERM || die "memvirtd did not end well"
 [ ! -e "$sock" ] || die "the control socket was left behind"
 
 # -- wrong words
-for words in "frobnicate" "explain" "vms now" "--frob" "merge"; do
+for words in "frobnicate" "explain" "vms now" "--frob" "merge" "unmerge" "--undo vms"; do
 	# shellcheck disable=SC2086 # several words on purpose
 	ctl $words >/dev/null 2>"$work/err" && die "memvirtctl $words succeeded"
 	[ -s "$work/err" ] || die "memvirtctl $words failed without a word"
