@@ -128,8 +128,11 @@ static int vm_main(const char *socket_path, const char *number)
 
 	vm.socket_path = socket_path;
 	vm.number = strtoul(number, NULL, 10);
-	vm.ram = mmap(NULL, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* With room around it: stacks and the like would be one mapping with it, or not, as it comes. */
+	vm.ram = mmap(NULL, RAM_BYTES + 2 * PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	vm_must(vm.ram != MAP_FAILED, "mmap");
+	vm.ram += PAGE_BYTES;
+	vm_must(mprotect(vm.ram, RAM_BYTES, PROT_READ | PROT_WRITE) == 0, "mprotect");
 	madvise(vm.ram, RAM_BYTES, vm.number % 2 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	first = holds_now();
 	vm_fill(0);
