@@ -70,7 +70,7 @@ int page_table_new(const struct fsio *fs, const struct vm_snapshot *vm, uint64_t
 	t->start_ticks = vm->start_ticks;
 	t->seed = seed;
 	t->merge_allowed = vm->merge_allowed;
-	t->pagemap_fd = t->mem_fd = -1;
+	t->pagemap_fd = t->mem_fd = t->stat_fd = -1;
 	t->pidfd = fcntl(vm->pidfd, F_DUPFD_CLOEXEC, 0);
 	if (t->pidfd < 0) {
 		r = -errno;
@@ -80,6 +80,9 @@ int page_table_new(const struct fsio *fs, const struct vm_snapshot *vm, uint64_t
 	if (r < 0)
 		goto fail;
 	r = t->mem_fd = fsio_open(fs, O_RDONLY, "/proc/%d/mem", (int)vm->pid);
+	if (r < 0)
+		goto fail;
+	r = t->stat_fd = fsio_open(fs, O_RDONLY, "/proc/%d/stat", (int)vm->pid);
 	if (r < 0)
 		goto fail;
 	t->name = strdup(vm->name);
@@ -118,11 +121,18 @@ struct page_table *page_table_unref(struct page_table *t)
 		close(t->pagemap_fd);
 	if (t->mem_fd >= 0)
 		close(t->mem_fd);
+	if (t->stat_fd >= 0)
+		close(t->stat_fd);
 	free(t->name);
 	free(t->uuid);
 	free(t->domain);
 	free(t);
 	return NULL;
+}
+
+void page_table_disturb(struct page_table *t)
+{
+	t->disturbed = true;
 }
 
 bool page_table_is_for(const struct page_table *t, const struct vm_snapshot *vm)

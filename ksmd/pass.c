@@ -233,6 +233,37 @@ static struct agent_peer *input_peer(const struct pass_input *input)
 	return input->peer;
 }
 
+/* A look that is spared is made up for then, whatever the counters say. */
+#define SPARED_LOOKS 16
+
+/* Whether a look would find too little to be worth a join: all that waits to settle, has settled since the last one, or can
+ * have been written since the last look. */
+static bool look_is_spared(const struct pass *p, const struct pass_input *input)
+{
+	struct page_table *t = input->table;
+	struct activity now;
+	uint64_t pages;
+
+	if (!input_peer(input) || t->join == 0 || activity_read(t->stat_fd, &now) < 0)
+		return false;
+	pages = activity_pages(&t->active, &now);
+	for (size_t k = 0; k < t->target_count; k++) {
+		const struct scan_target *target = &t->targets[k];
+
+		if (!target->tracked || target->watched || target->gone)
+			pages = UINT64_MAX / 2;
+		pages += target->settled_pages + target->unsettled_pages;
+	}
+	if (!t->disturbed && pages < p->options.join_least_pages && t->spared < SPARED_LOOKS) {
+		t->spared++;
+		return true;
+	}
+	t->active = now; /* read before the look: what comes meanwhile counts for the next */
+	t->disturbed = false;
+	t->spared = 0;
+	return false;
+}
+
 /* The targets of the tables that are due lie in one array for the scan, and go back afterwards. */
 static int scan_step(struct pass *p)
 {
@@ -241,8 +272,10 @@ static int scan_step(struct pass *p)
 	uint64_t cpu_ns = 0, start = clock_mono_ns();
 	int r;
 
-	for (size_t i = 0; i < p->count; i++)
+	for (size_t i = 0; i < p->count; i++) {
+		p->inputs[i].rescan = p->inputs[i].rescan && !look_is_spared(p, &p->inputs[i]);
 		count += p->inputs[i].rescan ? p->inputs[i].table->target_count : 0;
+	}
 	targets = calloc(count ? count : 1, sizeof(*targets));
 	if (!targets)
 		return -ENOMEM;

@@ -22,6 +22,9 @@ int page_table_new(const struct fsio *fs, const struct vm_snapshot *vm, uint64_t
 		   struct page_table **ret_table);
 struct page_table *page_table_ref(struct page_table *t);
 struct page_table *page_table_unref(struct page_table *t); /* NULL ok; gives NULL */
+/* Its VM's agent has exchanged, given back or registered memory: what was protected against writing may not be, so that its
+ * faults do not tell what was written. From any thread. */
+void page_table_disturb(struct page_table *t);
 bool page_table_is_for(const struct page_table *t, const struct vm_snapshot *vm); /* same process, same RAM */
 
 /* ---- results ---- */

@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 
+#include "ksmd/activity.h"
 #include "ksmd/join.h"
 #include "ksmd/pass.h"
 
@@ -11,7 +12,7 @@ struct page_table {
 	_Atomic unsigned refs;
 	char *name, *uuid, *domain;
 	pid_t pid;
-	int pidfd, pagemap_fd, mem_fd; /* own */
+	int pidfd, pagemap_fd, mem_fd, stat_fd; /* own */
 	uint64_t start_ticks, seed;
 	bool merge_allowed; /* by configuration */
 	bool anonymous;	    /* all of it private anonymous: can be merged */
@@ -21,6 +22,9 @@ struct page_table {
 	uint64_t join;
 	size_t join_tables;
 	bool join_unmergeable;
+	struct activity active; /* when it was last looked at */
+	unsigned spared;	/* looks since */
+	_Atomic bool disturbed; /* the next look is not spared */
 	struct pass_counts joined; /* dup_within, dup_between, and mergeable without zero pages */
 };
 

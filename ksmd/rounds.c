@@ -40,6 +40,8 @@ static void vms_take(struct ksmd *k, const struct round_result *res)
 	for (size_t i = 0; i < count; i++) {
 		struct tracked_vm *t = tracked_of(k, vms[i].peer);
 
+		if (t && t->table)
+			page_table_disturb(t->table);
 		if (t && !res->error)
 			t->dropped_pages += res->vms[i].zero_pages;
 		agent_return(k->agents, vms[i].peer, !res->error && res->vms[i].broken);

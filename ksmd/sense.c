@@ -105,6 +105,8 @@ static void sense_agent(struct ksmd *k, struct tracked_vm *t, const struct vm_sn
 	snprintf(t->unmerge_why, sizeof(t->unmerge_why), "%s",
 		 agent_peer_unmerge_refusal(agent->peer) ? agent_peer_unmerge_refusal(agent->peer) : "");
 	sense_slots(t, vm, agent->peer);
+	if (agent->released && t->table)
+		page_table_disturb(t->table);
 	if (agent->released && t->domain)
 		sweep_soon(t->domain);
 }

@@ -88,6 +88,8 @@ void ksmd_unmerge_take(struct ksmd *k, const struct host_snapshot *s)
 	t = tracked_of(k, agent_peer_pid(unmerge_peer(k->unmerge)));
 	agent_return(k->agents, (struct agent_peer *)(uintptr_t)unmerge_peer(k->unmerge), res->broken);
 	if (t) {
+		if (t->table)
+			page_table_disturb(t->table);
 		t->unmerged = *res;
 		t->unmerge_state = UNMERGE_ENDED;
 		if (t->unmerge_reason == UNMERGE_WORN && res->pages == 0)

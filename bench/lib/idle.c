@@ -69,7 +69,10 @@ static int look_once(struct rival *r)
 		return error;
 	for (size_t i = 0; i < r->agents.count; i++)
 		vms[i] = (struct remap_vm){ r->agents.peers[i], r->agents.tables[i] };
-	return remap_round(r->remap, vms, r->agents.count, &limits, NULL, &result);
+	error = remap_round(r->remap, vms, r->agents.count, &limits, NULL, &result);
+	for (size_t i = 0; i < r->agents.count; i++)
+		page_table_disturb(r->agents.tables[i]);
+	return error;
 }
 
 static void *look_main(void *arg)

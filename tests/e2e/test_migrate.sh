@@ -58,6 +58,24 @@ explained() # NAME TEXT
 	ctl explain "$1" | grep -q "$2"
 }
 
+has_rounds() # GUEST N
+{
+	[ "$(grep -c '^round .* sum=' "$work/$1/serial.log")" -ge "$2" ]
+}
+
+# N more rounds of each guest, with the memory that they should have. A guest that arrived has not said that it is ready.
+more_rounds() # N GUEST...
+{
+	local n=$1 g have
+	shift
+	for g in "$@"; do
+		have=$(grep -c '^round .* sum=' "$work/$g/serial.log" || :)
+		wait_for 90 "$g to go on" has_rounds "$g" $((have + n))
+		! grep -qE '=BAD|guest failed|Kernel panic|BUG:|Oops:' "$work/$g/serial.log" || die "$g: wrong memory"
+		echo "$g: $(grep '^round .* sum=' "$work/$g/serial.log" | tail -n 1)"
+	done
+}
+
 migrate() # FROM TO
 {
 	qmp "$1" migrate "{\"uri\":\"unix:$work/$2.sock\"}" | tail -n 1 | grep -q '"return"' || die "$1: migrate"
@@ -67,7 +85,7 @@ arrived() # FROM TO
 {
 	wait_for 120 "$1 to arrive as $2" migration_is "$1" completed
 	"$top/tests/guest/stop-guest.sh" "$work/$1" >/dev/null
-	wait_rounds 2 "$2"
+	more_rounds 2 "$2"
 }
 
 slowly() # GUEST: so that there is something to see
@@ -122,7 +140,7 @@ wait_for 120 "a to arrive" migration_is a completed
 echo "downtime: $(migration a downtime) ms with merging"
 arrived a a2
 wait_for 90 "the guest that arrived to be merged" vm_is a2 "v['merged_mib'] > 50"
-wait_rounds 2 a2 b
+more_rounds 2 a2 b
 
 # -- postcopy: QEMU registers the destination's memory with its own userfaultfd
 # shellcheck disable=SC2046
@@ -137,14 +155,14 @@ wait_for 20 "precopy" migration_is b active
 qmp b migrate-start-postcopy >/dev/null
 arrived b b2
 wait_for 120 "the guest of the postcopy to be merged" vm_is b2 "v['merged_mib'] > 50"
-wait_rounds 2 a2 b2
+more_rounds 2 a2 b2
 
 # -- a background snapshot: QEMU protects merged memory with its own userfaultfd
 capability a2 background-snapshot
 qmp a2 migrate "{\"uri\":\"exec:cat >$work/snapshot\"}" >/dev/null
 wait_for 120 "the snapshot" migration_is a2 completed
 [ "$(stat -c %s "$work/snapshot")" -gt $((100 << 20)) ] || die "the snapshot is too small"
-wait_rounds 2 a2 b2
+more_rounds 2 a2 b2
 vm_is a2 "v['merged_mib'] > 50" || die "a2 is not merged any more"
 stop_daemon TERM || die "memvirtd did not end well"
 echo "downtime without merging: ${plain_ms:-unknown} ms"
