@@ -3,7 +3,7 @@
  * One for each store, so the domain is part of the key by construction. This is not the stable index: that
  * one is a sample of contents known to be shared, frame or not, at 64 bytes an entry, and serves estimates; this
  * one has an entry for every frame and must be small: 6 bytes of tag for each frame, in an array by frame number, and
- * 4 bytes for each slot of an open-addressing table of frame numbers. The array answers "is this page what the
+ * 4 bytes for each slot of an open-addressing table of frame numbers, with bits of the tag above the number. The array answers "is this page what the
  * next frame holds?" without a look-up, which is the usual question: shared pages come in runs.
  *
  * The tag is 48 bits of the hash. An answer is a hint, as a hash is: a store may have freed the frame meanwhile

@@ -31,9 +31,8 @@ qmp()
 
 capability()
 {
-	qmp "$1" migrate-set-capabilities \
-		"{\"capabilities\":[{\"capability\":\"$2\",\"state\":true}]}" | grep -q '"return": {}' ||
-		die "$1: no capability $2"
+	qmp "$1" migrate-set-capabilities "{\"capabilities\":[{\"capability\":\"$2\",\"state\":true}]}" >"$work/answer"
+	[ "$(grep -c '"return": {}' "$work/answer")" = 2 ] || die "$1: no capability $2: $(cat "$work/answer")"
 }
 
 # The last answer's field of query-migrate; empty: none.
@@ -78,7 +77,8 @@ more_rounds() # N GUEST...
 
 migrate() # FROM TO
 {
-	qmp "$1" migrate "{\"uri\":\"unix:$work/$2.sock\"}" | tail -n 1 | grep -q '"return"' || die "$1: migrate"
+	qmp "$1" migrate "{\"uri\":\"unix:$work/$2.sock\"}" >"$work/answer"
+	[ "$(grep -c '"return": {}' "$work/answer")" = 2 ] || die "$1: $(cat "$work/answer")"
 }
 
 arrived() # FROM TO
@@ -135,7 +135,6 @@ guest a2 --seed 1 -- $(extra a2 "unix:$work/a2.sock")
 slowly a
 migrate a a2
 wait_for 20 "merging to pause" explained a migrat
-explained a2 migrat || echo "a2: an incoming migration is not told"
 wait_for 120 "a to arrive" migration_is a completed
 echo "downtime: $(migration a downtime) ms with merging"
 arrived a a2
