@@ -53,7 +53,7 @@ static void rates_log(const struct ksmd *k, const struct domain *d, const struct
 {
 	const struct remap_rates rates = remap_rates(m);
 
-	log_info("remap domain=%s rates windows=%.0f/s of %" PRIu64 "/s exchanged=%.0f MiB/s of %" PRIu64
+	log_debug("remap domain=%s rates windows=%.0f/s of %" PRIu64 "/s exchanged=%.0f MiB/s of %" PRIu64
 		 " MiB/s cpu=%.0f%% of %" PRIu64 "%%",
 		 d->name, rates.windows_per_s, k->config->merge_windows_per_s, rates.mib_per_s,
 		 k->config->merge_bytes_per_s >> 20, rates.cpu_percent, k->config->merge_cpu_percent);

@@ -143,7 +143,7 @@ more_rounds 2 a2 b
 
 # -- postcopy: QEMU registers the destination's memory with its own userfaultfd
 # shellcheck disable=SC2046
-guest b2 --seed 2 -- $(extra b2)
+guest b2 --seed 2 -- $(extra b2 defer)
 capability b postcopy-ram
 capability b2 postcopy-ram
 sleep 2 # its agent has registered memory by now, or this shows nothing
