@@ -81,9 +81,12 @@ static void *look_main(void *arg)
 	const uint64_t interval_ns = (uint64_t)(IDLE_DELAY_SECONDS / 2 * (double)NSEC_PER_SEC);
 
 	for (uint64_t next = clock_mono_ns(); !r->stop && r->error == 0; next += interval_ns) {
+		uint64_t now;
+
 		r->error = look_once(r);
-		while (!r->stop && clock_mono_ns() < next + interval_ns)
-			pause_ns(POLL_NS);
+		now = clock_mono_ns();
+		if (!r->stop && now < next + interval_ns) /* in one go: waking up would be what it is seen to cost */
+			pause_ns(next + interval_ns - now);
 	}
 	return NULL;
 }
