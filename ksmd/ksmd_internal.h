@@ -55,6 +55,9 @@ struct tracked_vm {
 	const char *hazards[HAZARDS_MAX];
 	size_t hazard_count;
 	uint64_t hazards_ns; /* when they were looked for */
+	uint64_t ksm_ns; /* when the next two were read; 0: never */
+	uint64_t ksm_merging_pages;
+	bool ksm_mergeable;
 
 	char unmerge_why[AGENT_WHY_BYTES]; /* why its agent cannot give memory back; empty: it can */
 
