@@ -13,6 +13,7 @@
 #include "core/snapshot.h"
 #include "ept/maps.h"
 #include "ept/pagestate.h"
+#include "ksmd/activity.h"
 #include "ksmd/store.h"
 
 /* Of /proc/PID/maps at a time; the kernel gives a page per read(2), and no line is longer. */
@@ -32,6 +33,9 @@ struct frame_user {
 	int pidfd;
 	struct frames mapped; /* as its mappings said when last looked at */
 	struct frames asked;  /* named in commands since then, or in commands without an answer */
+	int stat_fd;		/* /proc/PID/stat; -1: none */
+	struct activity active; /* at the last look */
+	unsigned spared;	/* looks for figures since */
 	bool settled;	  /* every command that "asked" is about was answered */
 	bool changed;
 	struct frame_user_figures figures;
@@ -72,6 +76,8 @@ static void user_free(struct frame_user *user)
 {
 	if (user->pidfd >= 0)
 		close(user->pidfd);
+	if (user->stat_fd >= 0)
+		close(user->stat_fd);
 	free(user->mapped.stretches);
 	free(user->asked.stretches);
 	free(user->ranges);
@@ -182,6 +188,7 @@ struct frame_user *frame_users_client(struct frame_users *u, pid_t pid, int pidf
 	if (!user)
 		return NULL;
 	user->pid = pid;
+	user->stat_fd = fsio_open(u->fs, O_RDONLY, "/proc/%d/stat", (int)pid);
 	user->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
 	user->changed = true;
 	if (user->pidfd < 0) {
@@ -348,8 +355,11 @@ int frame_user_look(struct frame_users *u, struct frame_user *user)
 {
 	auto_close int pagemap_fd = pagestate_open(u->fs, user->pid);
 	struct look l = { .u = u, .pagemap_fd = pagemap_fd, .keep_ranges = true };
-	int r = look_at_process(&l, user->pid);
+	struct activity active = { 0 };
+	int r;
 
+	activity_read(user->stat_fd, &active); /* before: what comes meanwhile counts for the next. Zeroes if it cannot be had */
+	r = look_at_process(&l, user->pid);
 	if (r == 0 && l.figures.mappings == 0) /* its first thread has ended, others live on in its memory */
 		r = -EAGAIN;
 	if (r < 0 || process_ended(user)) { /* ended: the pid may have been another's meanwhile */
@@ -368,6 +378,8 @@ int frame_user_look(struct frame_users *u, struct frame_user *user)
 		user->asked.count = 0;
 	user->changed = false;
 	user->figures = l.figures;
+	user->active = active;
+	user->spared = 0;
 	return 0;
 }
 
@@ -453,13 +465,32 @@ bool frame_users_stale(const struct frame_users *u)
 	return stale;
 }
 
+/* A copy is a fault, so fewer faults than this share of what is mapped cannot be copies of more. A look lists thousands of
+ * mappings; it is made all the same after some that were spared. */
+#define CALM_SHARE 256
+#define SPARED_LOOKS 8
+
+static bool is_calm(struct frame_user *user)
+{
+	struct activity now;
+
+	if (user->changed || user->figures.looks == 0 || activity_read(user->stat_fd, &now) < 0 ||
+	    activity_pages(&user->active, &now) > user->figures.mapped_pages / CALM_SHARE)
+		return false;
+	return user->spared++ < SPARED_LOOKS;
+}
+
 int frame_users_look_clients(struct frame_users *u)
 {
 	int r = 0;
 
 	clients_drop_ended(u);
-	for (size_t i = 0; i < u->count && r == 0; i++)
-		r = frame_user_look(u, u->clients[i]);
+	for (size_t i = 0; i < u->count && r == 0; i++) {
+		if (is_calm(u->clients[i]))
+			u->clients[i]->figures.looks++; /* as if it had found no copy more */
+		else
+			r = frame_user_look(u, u->clients[i]);
+	}
 	return r;
 }
 

@@ -74,7 +74,8 @@ int frame_users_ranges(const struct fsio *fs, pid_t pid, struct hva_range **ret_
 int frame_users_look(struct frame_users *u, const uint64_t **ret_bits);
 /* Whether a look could find less in use than the one before: clients that changed, or ended. */
 bool frame_users_stale(const struct frame_users *u);
-/* Looks at the clients alone, changed or not: for their figures. 0 or -errno. */
+/* Looks at the clients alone, changed or not: for their figures. One that had too few faults for more copies counts as looked
+ * at. 0 or -errno. */
 int frame_users_look_clients(struct frame_users *u);
 
 /* A descriptor of the store that this process maps and whose memfd has this name, which the caller closes; -ENOENT: it maps
