@@ -454,6 +454,8 @@ static int part_discard(struct memvirt_agent *a, const struct ram *r, struct spa
 
 	if (exchange_merged_pages(a->x, at, s.end - s.start) == 0) /* pages left in staging must not come back either */
 		return exchange_discard(a->x, at, s.end - s.start);
+	if (r->foreign) /* new memory would not be registered with the VMM's userfaultfd, and it would miss its faults */
+		return -EBUSY;
 	if (is_locked && advice != MADV_DONTNEED_LOCKED)
 		return -EINVAL;
 	if (is_shut && (r->prot < 0 || syscall(SYS_mprotect, shut.start, shut.end - shut.start,

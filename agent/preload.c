@@ -361,8 +361,9 @@ int munlockall(void)
 
 /* Memory belongs to one userfaultfd at most. The VMM's (incoming postcopy, background snapshot) goes before ours: merging
  * rests until it is gone. What is merged stays so; a private mapping of a file in memory can be registered as anonymous
- * memory can, and its pages can be protected. Zero pages that were merged are absent, and missing for it: a VMM that asks
- * for missing pages (postcopy) has discarded all of them before. */
+ * memory can, and its pages can be protected. Zero pages that were merged are absent, and missing for it: a VMM that gets
+ * its memory by postcopy must not be merged before, which its daemon sees to (an incoming migration is a reason against
+ * each engine). Merged memory cannot be discarded meanwhile: EBUSY. */
 static int foreign_register(int fd, unsigned long request, const struct uffdio_register *arg)
 {
 	struct memvirt_agent *a = client_ram_lock();
@@ -386,7 +387,7 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(more, request);
 	arg = va_arg(more, uintptr_t); /* read even when it is not there, as the C library does */
 	va_end(more);
-	registers = request == UFFDIO_REGISTER ? (const struct uffdio_register *)arg : NULL;
+	registers = (unsigned)request == UFFDIO_REGISTER ? /* of which the kernel takes 32 bits */ (const struct uffdio_register *)arg : NULL;
 	if (registers && client_ram_touched(registers->range.start, registers->range.len))
 		return foreign_register(fd, request, registers);
 	return real_ioctl(fd, request, arg);
