@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -33,6 +34,16 @@ struct freezer {
 
 /* ---- the thread ---- */
 
+/* The VMM may have closed it and have something of its own under its number, which must not be read from. */
+static bool is_userfaultfd(int fd)
+{
+	static const char want[] = "anon_inode:[userfaultfd]";
+	char path[32], link[sizeof(want)];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return readlink(path, link, sizeof(link)) == sizeof(want) - 1 && memcmp(link, want, sizeof(want) - 1) == 0;
+}
+
 /* Faults are messages, too, and left unread they would keep poll() from sleeping. Nothing is done about either. */
 static void *reader_main(void *arg)
 {
@@ -44,8 +55,10 @@ static void *reader_main(void *arg)
 	while (fds[0].revents == 0) {
 		if (poll(fds, ARRAY_SIZE(fds), -1) <= 0 || fds[1].revents == 0)
 			continue;
-		if (read(f->fd, &message, sizeof(message)) < 0 && errno != EAGAIN)
-			poll(NULL, 0, 1000); /* the VMM has closed what is ours: at least do not spin */
+		if (!is_userfaultfd(f->fd))
+			fds[1].fd = -1; /* for good: who waits for a reader is helped by the daemon, which has a copy */
+		else if (read(f->fd, &message, sizeof(message)) < 0 && errno != EAGAIN)
+			poll(NULL, 0, 1000);
 	}
 	return NULL;
 }

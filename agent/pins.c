@@ -18,6 +18,10 @@
 
 #define MOUNTS_KEEP_NS NSEC_PER_SEC
 
+/* CPU time of a look, for part of which the VMM's writers wait: some 500 descriptors. */
+#define LOOK_MOST_NS NSEC_PER_MSEC
+
+static const char too_many[] = "it has too much open to be looked at while its memory is frozen";
 static const char unreadable[] = "its descriptors cannot be looked at";
 static const char unknown[] = "it has something open that is not known never to pin memory";
 static const char direct[] = "it reads with O_DIRECT";
@@ -225,6 +229,7 @@ const char *pins_possible(const struct pins_mounts *m)
 {
 	_Alignas(struct entry) char buf[4096];
 	auto_close int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	uint64_t start = clock_thread_cpu_ns();
 	const char *why = NULL;
 	long n = -1;
 
@@ -237,6 +242,8 @@ const char *pins_possible(const struct pins_mounts *m)
 				fd = fd * 10 + (*c - '0');
 			if (e->name[0] != '.' && fd != dir)
 				why = fd_look(m, fd, e->name);
+			if (!why && clock_thread_cpu_ns() - start > LOOK_MOST_NS)
+				why = too_many;
 			at += e->len;
 		}
 	}
