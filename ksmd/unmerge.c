@@ -18,6 +18,9 @@
 #define HUGE_BYTES (UINT64_C(2) << 20)
 #define COMMANDS_MOST 4 /* without an answer: one is folded, one is on the way */
 #define ANSWER_MS 5000 /* a window of single pages takes 10 ms */
+/* Beyond that, how long all answers may take, for each: an agent that is slow on purpose would keep every other VM from
+ * being merged, and frames from being freed. */
+#define USUAL_MS 50
 #define LATE_MS 500 /* until it is looked whether the agent's freezer waits for a reader */
 #define PASSES_MOST 3 /* pages that were written to just then are taken by the next */
 #define NAP_NS (20 * NSEC_PER_MSEC)
@@ -34,7 +37,7 @@ struct unmerge {
 	struct agent_peer *peer;
 	struct unmerge_options options;
 	struct unmerge_result result;
-	uint64_t agent_cpu_us, start_ns;
+	uint64_t agent_cpu_us, start_ns, waited_ns, answers;
 	unsigned windows; /* sent */
 	pthread_t thread;
 	bool joined;
@@ -106,15 +109,26 @@ static bool window_is_worn(const struct ranges *r, size_t i, int pagemap_fd, uin
 
 /* ---- asking the agent ---- */
 
-static int answer_take(struct unmerge *u)
+static int answer_wait(struct unmerge *u, struct agent_answer *ret_answer)
 {
-	struct agent_answer answer;
-	int r = agent_peer_answer(u->peer, LATE_MS, &answer);
+	uint64_t start = clock_mono_ns();
+	int r = agent_peer_answer(u->peer, LATE_MS, ret_answer);
 
 	if (r == -ETIMEDOUT) {
 		agent_peer_nudge(u->peer);
-		r = agent_peer_answer(u->peer, ANSWER_MS, &answer);
+		r = agent_peer_answer(u->peer, ANSWER_MS, ret_answer);
 	}
+	u->waited_ns += clock_mono_ns() - start;
+	if (r == 0 && u->waited_ns > (ANSWER_MS + ++u->answers * USUAL_MS) * NSEC_PER_MSEC)
+		r = -ETIMEDOUT;
+	return r;
+}
+
+static int answer_take(struct unmerge *u)
+{
+	struct agent_answer answer;
+	int r = answer_wait(u, &answer);
+
 	if (r == 0 && answer.type != AGENT_UNMERGED)
 		r = -EPROTO;
 	if (r < 0) {
@@ -128,7 +142,7 @@ static int answer_take(struct unmerge *u)
 		u->result.kept_error = answer.unmerged.kept_error;
 	if (answer.unmerged.stall_us > u->result.stall_us_max)
 		u->result.stall_us_max = answer.unmerged.stall_us;
-	return answer.error;
+	return answer.error < 0 ? -EREMOTEIO : 0; /* its own reason, which is not the host's */
 }
 
 static void quota_keep(const struct unmerge *u)
@@ -156,6 +170,23 @@ static int window_send(struct unmerge *u, uint64_t at)
 	return r;
 }
 
+/* Only what the agent has named, for a process may map what it likes under the name of a store: the first window from
+ * `at` on that lies in a slot; UINT64_MAX: none. */
+static uint64_t slot_next(const struct unmerge *u, uint64_t at)
+{
+	const struct agent_slot_view *slots;
+	size_t count = agent_peer_slots(u->peer, &slots);
+	uint64_t next = UINT64_MAX;
+
+	for (size_t i = 0; i < count; i++) {
+		uint64_t from = slots[i].hva > at ? slots[i].hva / HUGE_BYTES * HUGE_BYTES : at;
+
+		if (at < slots[i].hva + slots[i].bytes && from < next)
+			next = from;
+	}
+	return next;
+}
+
 static int pass_over(struct unmerge *u, const struct ranges *r)
 {
 	auto_close int pagemap_fd = u->options.worn ? pagestate_open(u->fs, agent_peer_pid(u->peer)) : -1;
@@ -165,7 +196,8 @@ static int pass_over(struct unmerge *u, const struct ranges *r)
 	for (size_t i = 0; i < r->count && error == 0; i++) {
 		uint64_t at = r->list[i].start / HUGE_BYTES * HUGE_BYTES;
 
-		for (at = at > next ? at : next; at < r->list[i].end && error == 0 && !u->cancel; at = next) {
+		at = slot_next(u, at > next ? at : next);
+		for (; at < r->list[i].end && error == 0 && !u->cancel; at = slot_next(u, next)) {
 			next = at + HUGE_BYTES;
 			if (!u->options.worn || window_is_worn(r, i, pagemap_fd, at))
 				error = window_send(u, at);

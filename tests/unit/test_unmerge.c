@@ -22,6 +22,7 @@ static struct {
 	uint8_t *ram; /* window 1 and 3 are mapped to a store, and a page of window 2 */
 	int fd;
 	enum temper temper;
+	unsigned slot_windows; /* of its RAM that the agent names */
 	unsigned asked[WINDOWS];
 	uint32_t flags;
 	pthread_t thread;
@@ -42,6 +43,7 @@ static void ram_make(void)
 
 	unit_must(area != MAP_FAILED, "mmap");
 	rig.ram = area + (-(uintptr_t)area & (WINDOW - 1));
+	rig.slot_windows = WINDOWS;
 	store_map(rig.ram + WINDOW, WINDOW);
 	store_map(rig.ram + 2 * WINDOW + 5 * PAGE_BYTES, PAGE_BYTES);
 	store_map(rig.ram + 3 * WINDOW, WINDOW);
@@ -83,6 +85,9 @@ static void agent_start(enum temper temper, uint32_t version)
 {
 	struct agent_hello hello = { .header.type = AGENT_HELLO, .version = version,
 				     .flags = AGENT_CAN_REMAP | (version > 2 ? AGENT_CAN_UNMERGE : 0) };
+	const struct agent_slot slot = { .header.type = AGENT_SLOT, .hva = (uintptr_t)rig.ram,
+					 .bytes = rig.slot_windows * WINDOW, .flags = AGENT_CAN_REMAP };
+	const struct agent_slot_view *slots;
 	int journal = memfd_create("journal", MFD_CLOEXEC | MFD_ALLOW_SEALING), ends[2];
 	int fds[] = { uffd_open(), journal, uffd_open_freezer() };
 	struct agent_answer answer;
@@ -97,6 +102,8 @@ static void agent_start(enum temper temper, uint32_t version)
 	unit_must(agent_peer_new(ends[1], &rig.peer) == 0, "peer");
 	CU_ASSERT_EQUAL(packet_send(rig.fd, &hello, sizeof(hello), fds, version > 2 ? 3 : 2), 0);
 	unit_must(agent_peer_take(rig.peer, 1000, &answer) == 0 && agent_peer_ready(rig.peer), "hello");
+	CU_ASSERT_EQUAL(packet_send(rig.fd, &slot, sizeof(slot), NULL, 0), 0);
+	unit_must(agent_peer_take(rig.peer, 1000, &answer) == 0 && agent_peer_slots(rig.peer, &slots) == 1, "slot");
 	for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
 		close(fds[i]);
 	unit_must(pthread_create(&rig.thread, NULL, agent_main, NULL) == 0, "pthread_create");
@@ -126,6 +133,19 @@ static struct unmerge_result run(bool worn)
 	return result;
 }
 
+static void test_unmerge_leaves_what_the_agent_has_not_named(void)
+{
+	struct unmerge_result r;
+
+	rig.slot_windows = 3;
+	agent_start(HONEST, AGENT_PROTOCOL_VERSION);
+	r = run(false);
+	agent_stop();
+	rig.slot_windows = WINDOWS;
+	CU_ASSERT_EQUAL(r.pages, 20);
+	CU_ASSERT_EQUAL(rig.asked[3], 0);
+}
+
 static void test_unmerge_asks_for_windows_with_frames(void)
 {
 	static const struct {
@@ -142,7 +162,7 @@ static void test_unmerge_asks_for_windows_with_frames(void)
 		{ "keeps some", KEEPS, false, { 0, 3, 3, 3 }, 90, 6, -EBUSY, 0, false },
 		{ "gives them later", RELENTS, false, { 0, 2, 2, 2 }, 60, 0, 0, 0, false },
 		{ "worn, keeps some", KEEPS, true, { 0, 0, 0, 1 }, 10, 2, -EBUSY, 0, false },
-		{ "refuses", REFUSES, true, { 0, 0, 0, 1 }, 10, 0, 0, -EIO, false },
+		{ "refuses", REFUSES, true, { 0, 0, 0, 1 }, 10, 0, 0, -EREMOTEIO, false },
 		{ "closes", CLOSES, true, { 0, 0, 0, 1 }, 0, 0, 0, -ECONNRESET, true },
 		{ "lies", LIES, true, { 0, 0, 0, 1 }, 0, 0, 0, -EPROTO, true },
 	};
@@ -209,6 +229,7 @@ int main(void)
 {
 	static CU_TestInfo tests[] = {
 		{ "windows", test_unmerge_asks_for_windows_with_frames },
+		{ "slots", test_unmerge_leaves_what_the_agent_has_not_named },
 		{ "version_2", test_unmerge_agent_of_version_2_is_not_asked },
 		{ "reserve", test_unmerge_memory_keeps_a_reserve },
 		CU_TEST_INFO_NULL,
