@@ -405,6 +405,22 @@ int frame_users_ranges(const struct fsio *fs, pid_t pid, struct hva_range **ret_
 }
 
 /* Others: children of clients, or who was given the descriptor. */
+/* Of a process whose first thread has ended nothing is listed, but others may live on in its memory. */
+static int threads_look(struct look *l, pid_t pid)
+{
+	auto_closedir DIR *tasks = fsio_opendir(l->u->fs, "/proc/%d/task", (int)pid);
+	struct dirent *entry;
+	int r = 0;
+
+	while (r == 0 && tasks && l->figures.mappings == 0 && (entry = readdir(tasks))) {
+		pid_t tid = isdigit((unsigned char)entry->d_name[0]) ? (pid_t)strtol(entry->d_name, NULL, 10) : 0;
+
+		if (tid > 0 && tid != pid)
+			r = look_at_process(l, tid);
+	}
+	return r;
+}
+
 static int others_look(struct frame_users *u)
 {
 	DIR *proc = fsio_opendir(u->fs, "/proc");
@@ -420,6 +436,8 @@ static int others_look(struct frame_users *u)
 		if (pid <= 0 || pid == getpid() || frame_users_find(u, pid))
 			continue;
 		r = look_at_process(&l, pid);
+		if (r == 0 && l.figures.mappings == 0)
+			r = threads_look(&l, pid);
 		frames_mark(u, &l.frames);
 		free(l.frames.stretches);
 		/* It has ended; or it is more privileged than this daemon, and so no child of a client, which are not,
