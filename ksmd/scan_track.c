@@ -270,11 +270,12 @@ static void blocks_arm(struct worker *w, struct scan_target *t, unsigned from, u
 
 		for (ssize_t i = 0; i < n; i++)
 			map_set(w->look.written, (ranges[i].start - base) / PAGE_BYTES, (ranges[i].end - base) / PAGE_BYTES);
-		if (n < 0) {
-			for (unsigned b = from; b < to; b++)
-				w->look.failed |= 1u << b;
+		if (n < 0 && to - from == 1)
+			w->look.failed |= 1u << from;
+		for (unsigned b = from; n < 0 && to - from > 1 && b < to; b++) /* perhaps only a part of it */
+			blocks_arm(w, t, b, b + 1, pages);
+		if (n < 0)
 			return;
-		}
 	}
 }
 

@@ -18,7 +18,7 @@
 #define STORE_PREFIX "/memfd:memvirt-store:"
 #define SETTLE_SECONDS 120
 #define AGENTS_CALL_SECONDS 8 /* they call again after 5 s at most; then a pass and a round */
-#define FDS_OF_AGENT 8u /* it has 6 when it is connected */
+#define FDS_OF_AGENT 11u /* it has 9 when it is connected, three of them for un-merging */
 #define MAPS_OF_AGENT 24u
 
 /* ---- stores ---- */
