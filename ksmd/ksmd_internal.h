@@ -32,6 +32,7 @@ struct domain {
 	uint64_t seed;	     /* secret, of its hashes */
 	struct remap *remap; /* NULL: nothing was ever merged by agents */
 	bool passed;	     /* there may be more to merge than the last round found: a pass, a VM that may be merged now */
+	uint64_t rest_until_ns; /* no round before: the last one found too little for what planning cost */
 	uint64_t residual_pages, residual_ns; /* what the last round could not get, and when that was */
 	uint64_t sweep_ns;   /* when frames are to be looked after; 0: not */
 	uint64_t look_ns;    /* when its VMs are to be looked at; 0: not */
@@ -107,6 +108,7 @@ struct ksmd {
 	struct round *round; /* in the background; NULL: none */
 	struct domain *round_domain;   /* the domain that it is about */
 	struct domain *round_planned;  /* NULL: none */
+	bool round_wanted;	       /* it is to merge, and not only to free frames */
 	bool look_planned;	       /* it is to be only a look */
 	uint64_t rounds;
 	struct remap_result last_round;

@@ -59,6 +59,15 @@ static void rates_log(const struct ksmd *k, const struct domain *d, const struct
 		 k->config->merge_bytes_per_s >> 20, rates.cpu_percent, k->config->merge_cpu_percent);
 }
 
+/* Planning in vain is looking on, like a pass, and has the same share of the host's CPU time: 100 s of it for a domain of
+ * 1 TiB (bench/index), whose guests write enough for another plan all the time. */
+static uint64_t rest_ns(const struct ksmd *k, double cpu_seconds)
+{
+	double share = (double)k->config->scan_rest_permille / 1000 * (double)sysconf(_SC_NPROCESSORS_ONLN);
+
+	return (uint64_t)(cpu_seconds / share * (double)NSEC_PER_SEC);
+}
+
 static void merged_take(struct ksmd *k, const struct host_snapshot *s, const struct round_result *res)
 {
 	const struct remap_result *m = &res->merged;
@@ -71,6 +80,7 @@ static void merged_take(struct ksmd *k, const struct host_snapshot *s, const str
 		return;
 	}
 	if (m->windows == 0) { /* too little to gain; the old residual's time goes on */
+		d->rest_until_ns = s->taken_ns + rest_ns(k, m->cpu_seconds);
 		log_debug("remap domain=%s rests why=\"%" PRIu64 " MiB to gain\"", d->name, m->planned_pages >> 8);
 		return;
 	}
@@ -138,8 +148,10 @@ bool ksmd_round_merges(const struct ksmd *k)
 
 /* ---- the next round ---- */
 
-static bool wants_round(const struct ksmd *k, const struct domain *d)
+static bool wants_round(const struct ksmd *k, const struct domain *d, uint64_t now_ns)
 {
+	if (now_ns < d->rest_until_ns)
+		return false;
 	for (size_t i = 0; i < k->vm_count && d->passed && k->debt.state != DEBT_STOP; i++)
 		if (takes_part(&k->vms[i], d))
 			return true;
@@ -155,7 +167,8 @@ void ksmd_round_plan(struct ksmd *k, const struct host_snapshot *s)
 	for (size_t i = 0; i < k->domain_count && !k->round_planned && !k->pass; i++) {
 		struct domain *d = k->domains[i];
 
-		if (wants_round(k, d) || (d->remap && d->sweep_ns && s->taken_ns >= d->sweep_ns))
+		k->round_wanted = wants_round(k, d, s->taken_ns);
+		if (k->round_wanted || (d->remap && d->sweep_ns && s->taken_ns >= d->sweep_ns))
 			k->round_planned = d;
 	}
 	/* A look needs no tables: it does not wait for a pass. */
@@ -263,7 +276,7 @@ static void start(struct ksmd *k, struct domain *d)
 
 	if (r == 0) {
 		news_tell(k, d);
-		count = wants_round(k, d) ? vms_lend(k, d, vms) : 0;
+		count = k->round_wanted ? vms_lend(k, d, vms) : 0;
 		r = round_start(d->remap, vms, count, &limits, &k->round);
 	}
 	d->sweep_ns = 0;
@@ -300,11 +313,12 @@ void ksmd_round_begin(struct ksmd *k, bool dry_run)
 		look(k, d);
 		return;
 	}
-	if (dry_run && wants_round(k, d))
+	if (dry_run && k->round_wanted)
 		log_info("dry run: remap domain=%s would start", d->name);
 	else if (!dry_run)
 		start(k, d);
-	d->passed = false;
+	if (k->round_wanted) /* else it was to free frames */
+		d->passed = false;
 }
 
 /* ---- figures ---- */
