@@ -102,6 +102,24 @@ start_guest()
 	"$guest/run-guest.sh" --dir "$work/$dir" "$@" 9>&-
 }
 
+# start_agent_guest DIR [run-guest.sh OPTION...]: QEMU with the agent, and a second monitor for the test. Where it is to
+# wait for a migration: incoming=URI.
+start_agent_guest()
+{
+	local dir=$1
+	shift
+	MEMVIRT_QEMU="$build/memvirtctl run --socket $work/agent -- qemu-system-x86_64" \
+		start_guest "$dir" --name "$dir" "$@" -- -qmp "unix:$work/$dir/qmp2.sock,server=on,wait=off" \
+		${incoming:+-incoming "$incoming"}
+}
+
+# qmp GUEST COMMAND [ARGUMENTS]: through the second monitor
+qmp()
+{
+	local run='{"execute":"qmp_capabilities"}{"execute":"'$2'"'${3:+,'"arguments":'$3}'}'
+	echo "$run" | socat -t 2 - "UNIX-CONNECT:$work/$1/qmp2.sock"
+}
+
 wait_round()
 {
 	"$guest/wait-round.sh" "$work/$1" "$2" "${3:-180}"

@@ -8,14 +8,6 @@ needs_qemu
 echo 0 >"$ksm/run"
 found=$(ksm_knobs)
 
-start_agent_guest()
-{
-	local dir=$1
-	shift
-	MEMVIRT_QEMU="$build/memvirtctl run --socket $work/agent -- qemu-system-x86_64" \
-		start_guest "$dir" --name "$dir" --mem 512 --mem-merge off "$@"
-}
-
 status_is()
 {
 	ctl --json merge status >"$work/merge.json" && get "$1" <"$work/merge.json" | grep -q True
@@ -38,8 +30,8 @@ min_gain = 8MiB
 [vm *]
 domain = both
 END
-start_agent_guest a --seed 1 &
-start_agent_guest b --seed 2 &
+start_agent_guest a --mem 512 --mem-merge off --seed 1 &
+start_agent_guest b --mem 512 --mem-merge off --seed 2 &
 wait
 guests=(a b)
 start_daemon

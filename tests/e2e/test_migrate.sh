@@ -7,26 +7,12 @@ needs_root
 needs_qemu
 [ -e /dev/userfaultfd ] || skip "the kernel has no /dev/userfaultfd"
 
-# guest DIR [OPTION...]: QEMU with the agent, and a second monitor for this test
+# guest DIR [OPTION...]
 guest()
 {
 	local dir=$1
 	shift
-	MEMVIRT_QEMU="$build/memvirtctl run --socket $work/agent -- qemu-system-x86_64" \
-		start_guest "$dir" --name "$dir" --mem 384 --append round_s=2 "$@"
-}
-
-# What QEMU gets beside: the second monitor, and where it is to listen.
-extra()
-{
-	echo "-qmp unix:$work/$1/qmp2.sock,server=on,wait=off ${2:+-incoming $2}"
-}
-
-# qmp GUEST COMMAND [ARGUMENTS]
-qmp()
-{
-	printf '{"execute":"qmp_capabilities"}{"execute":"%s"%s}' "$2" "${3:+,\"arguments\":$3}" |
-		socat -t 2 - "UNIX-CONNECT:$work/$1/qmp2.sock"
+	start_agent_guest "$dir" --mem 384 --append round_s=2 "$@"
 }
 
 capability()
@@ -94,13 +80,10 @@ slowly() # GUEST: so that there is something to see
 	qmp "$1" migrate-set-parameters '{"max-bandwidth":33554432,"downtime-limit":300}' >/dev/null
 }
 
-# shellcheck disable=SC2046	# words
-{
-	guest a --seed 1 -- $(extra a) &
-	guest b --seed 2 -- $(extra b) &
-	guest c --seed 3 -- $(extra c) &
-	wait
-}
+guest a --seed 1 &
+guest b --seed 2 &
+guest c --seed 3 &
+wait
 guests=(a b c)
 wait_rounds 1 a b c
 write_conf <<END
@@ -120,8 +103,7 @@ domain = all
 END
 
 # -- without merging, for comparison
-# shellcheck disable=SC2046
-guest c2 --seed 3 -- $(extra c2 "unix:$work/c2.sock")
+incoming=unix:$work/c2.sock guest c2 --seed 3
 slowly c
 migrate c c2
 arrived c c2 "without merging"
@@ -130,8 +112,7 @@ arrived c c2 "without merging"
 start_daemon
 wait_for 90 "merging" vm_is a "v['merged_mib'] > 50"
 wait_for 90 "merging" vm_is b "v['merged_mib'] > 50"
-# shellcheck disable=SC2046
-guest a2 --seed 1 -- $(extra a2 "unix:$work/a2.sock")
+incoming=unix:$work/a2.sock guest a2 --seed 1
 slowly a
 migrate a a2
 wait_for 20 "merging to pause" explained a migrat
@@ -140,8 +121,7 @@ wait_for 90 "the guest that arrived to be merged" vm_is a2 "v['merged_mib'] > 50
 more_rounds 2 a2 b
 
 # -- postcopy: QEMU registers the destination's memory with its own userfaultfd
-# shellcheck disable=SC2046
-guest b2 --seed 2 -- $(extra b2 defer)
+incoming=defer guest b2 --seed 2
 capability b postcopy-ram
 capability b2 postcopy-ram
 sleep 2 # its agent has registered memory by now, or this shows nothing

@@ -7,22 +7,6 @@ needs_root
 needs_qemu
 [ -e /dev/userfaultfd ] || skip "the kernel has no /dev/userfaultfd"
 
-# start_agent_guest DIR [OPTION...]: QEMU with the agent, and a second monitor for this test
-start_agent_guest()
-{
-	local dir=$1
-	shift
-	MEMVIRT_QEMU="$build/memvirtctl run --socket $work/agent -- qemu-system-x86_64" \
-		start_guest "$dir" --name "$dir" --mem 512 "$@" -- -qmp "unix:$work/$dir/qmp2.sock,server=on,wait=off"
-}
-
-# qmp GUEST COMMAND [ARGUMENTS]
-qmp()
-{
-	local run='{"execute":"qmp_capabilities"}{"execute":"'$2'"'${3:+,'"arguments":'$3}'}'
-	echo "$run" | socat -t 2 - "UNIX-CONNECT:$work/$1/qmp2.sock"
-}
-
 balloon()
 {
 	qmp "$1" balloon "{\"value\":$(($2 << 20))}" >/dev/null
@@ -67,8 +51,8 @@ rounds_of()
 }
 
 # -- guests first, the daemon later: agents wait for it
-start_agent_guest a --seed 1 &
-start_agent_guest b --seed 2 --mem-merge off &
+start_agent_guest a --mem 512 --seed 1 &
+start_agent_guest b --mem 512 --seed 2 --mem-merge off &
 start_guest plain --name plain --mem 256 --seed 9 &
 wait
 guests=(a b plain)
@@ -100,7 +84,7 @@ wait_for 60 "the balloon to deflate" balloon_reached a 512
 wait_rounds 2 a b
 
 # -- one more guest of the same image: it merges with frames that are there
-start_agent_guest c --seed 3
+start_agent_guest c --mem 512 --seed 3
 wait_round c 1
 filled=$(get 'j["frames_mib"]' <"$work/merge.json")
 wait_for 60 "the third guest" status_is "any(v['name'] == 'c' and v['mapped_mib'] > 32 for v in j['vms'])"

@@ -7,22 +7,6 @@ needs_root
 needs_qemu
 [ -e /dev/userfaultfd ] || skip "the kernel has no /dev/userfaultfd"
 
-# start_agent_guest DIR [OPTION...]: QEMU with the agent, and a second monitor for this test
-start_agent_guest()
-{
-	local dir=$1
-	shift
-	MEMVIRT_QEMU="$build/memvirtctl run --socket $work/agent -- qemu-system-x86_64" \
-		start_guest "$dir" --name "$dir" --mem 512 "$@" -- -qmp "unix:$work/$dir/qmp2.sock,server=on,wait=off"
-}
-
-# qmp GUEST COMMAND [ARGUMENTS]
-qmp()
-{
-	local run='{"execute":"qmp_capabilities"}{"execute":"'$2'"'${3:+,'"arguments":'$3}'}'
-	echo "$run" | socat -t 2 - "UNIX-CONNECT:$work/$1/qmp2.sock"
-}
-
 conf_with()
 {
 	write_conf <<END
@@ -63,8 +47,8 @@ rss_anon_mib()
 	awk '/^RssAnon:/ { print int($2 / 1024) }' "/proc/$(cat "$work/$1/qemu.pid")/status"
 }
 
-start_agent_guest a --seed 1 &
-start_agent_guest b --seed 2 &
+start_agent_guest a --mem 512 --seed 1 &
+start_agent_guest b --mem 512 --seed 2 &
 start_guest plain --name plain --mem 256 --seed 9 &
 wait
 guests=(a b plain)
@@ -105,7 +89,7 @@ wait_for 60 "the frames to be freed" status_is "j['frames_mib'] == 0"
 
 # -- merged again when it is undone
 ctl unmerge --undo a
-start_agent_guest c --seed 3
+start_agent_guest c --mem 512 --seed 3
 wait_round c 1
 wait_for 60 "a and c to be merged" eval 'mapped a "> 100" && mapped c "> 100"'
 wait_rounds 1 a c

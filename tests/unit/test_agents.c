@@ -395,7 +395,7 @@ static void test_agents_ended_process_is_given_nothing(void)
 	struct store_options options = { "test", STORE_BLOCK_FRAMES, -1 };
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	struct store *store = NULL;
-	struct agent_peer *peer;
+	struct agent_peer *peer = NULL;
 	int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), go[2], fd;
 	pid_t pid;
 
