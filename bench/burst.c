@@ -120,6 +120,8 @@ static int merge_remap(const struct engine_context *c, struct remap *remap, stru
 		r = remap_round(remap, vms, agents.count, &(struct remap_limits){ 0 }, NULL, &result);
 	if (r == 0)
 		r = remap_sweep(remap, &freed, &more);
+	for (size_t i = 0; i < c->group->count; i++) /* or it would be spared: nothing has happened yet */
+		remap_vm_changed(remap, c->group->proc[i].pid);
 	o->look_ns = clock_thread_cpu_ns();
 	if (r == 0)
 		r = remap_look(remap);
