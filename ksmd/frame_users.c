@@ -4,35 +4,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "core/cleanup.h"
 #include "core/snapshot.h"
-#include "ept/maps.h"
 #include "ept/pagestate.h"
 #include "ksmd/activity.h"
-#include "ksmd/store.h"
-
-/* Of /proc/PID/maps at a time; the kernel gives a page per read(2), and no line is longer. */
-#define TEXT_BYTES 65536
-
-/* A bit for each frame would cost every client memory and time for all that the store has room for, of which it maps
- * little: two times 32 MiB for each VM of a host of 1 TiB. */
-struct frames {
-	struct frame_stretch {
-		uint32_t first, n;
-	} *stretches;
-	size_t count, cap;
-};
+#include "ksmd/frame_look.h"
 
 struct frame_user {
 	pid_t pid;
 	int pidfd;
-	struct frames mapped; /* as its mappings said when last looked at */
-	struct frames asked;  /* named in commands since then, or in commands without an answer */
+	struct frame_list mapped; /* as its mappings said when last looked at */
+	struct frame_list asked;  /* named in commands since then, or in commands without an answer */
 	int stat_fd;		/* /proc/PID/stat; -1: none */
 	struct activity active; /* at the last look */
 	unsigned spared;	/* looks for figures since */
@@ -98,27 +84,6 @@ struct frame_users *frame_users_free(struct frame_users *u)
 
 /* ---- frames ---- */
 
-static int frames_add(struct frames *f, uint32_t first, uint32_t n)
-{
-	struct frame_stretch *last = f->count > 0 ? &f->stretches[f->count - 1] : NULL, *bigger;
-
-	if (last && last->first + last->n == first) {
-		last->n += n;
-		return 0;
-	}
-	if (f->count == f->cap) {
-		size_t cap = f->cap ? f->cap * 2 : 64;
-
-		bigger = reallocarray(f->stretches, cap, sizeof(*bigger));
-		if (!bigger)
-			return -ENOMEM;
-		f->stretches = bigger;
-		f->cap = cap;
-	}
-	f->stretches[f->count++] = (struct frame_stretch){ first, n };
-	return 0;
-}
-
 static void bits_set(uint64_t *bits, uint32_t first, uint32_t n)
 {
 	for (uint32_t at = first, end = first + n, len; at < end; at += len) {
@@ -127,7 +92,7 @@ static void bits_set(uint64_t *bits, uint32_t first, uint32_t n)
 	}
 }
 
-static void frames_mark(struct frame_users *u, const struct frames *f)
+static void frames_mark(struct frame_users *u, const struct frame_list *f)
 {
 	for (size_t i = 0; i < f->count; i++) {
 		const struct frame_stretch *s = &f->stretches[i];
@@ -201,7 +166,7 @@ struct frame_user *frame_users_client(struct frame_users *u, pid_t pid, int pidf
 
 int frame_user_ask(struct frame_user *user, uint32_t first, uint32_t n)
 {
-	int r = frames_add(&user->asked, first, n);
+	int r = frame_list_add(&user->asked, first, n);
 
 	if (r == 0)
 		user->settled = false;
@@ -221,119 +186,16 @@ void frame_user_changed(struct frame_user *user)
 
 /* ---- looking ---- */
 
-struct look {
-	const struct frame_users *u;
-	struct frames frames;
-	int pagemap_fd; /* -1: copies are not counted */
-	bool views;	/* has mappings of the store to compare with */
-	bool keep_ranges;
-	struct hva_range *ranges;
-	size_t range_count, range_cap;
-	struct frame_user_figures figures;
-};
-
-/* Pages of a private mapping that are the process's own: copies, in memory or in swap. */
-static uint64_t copies_count(int pagemap_fd, uint64_t at, uint64_t end)
+static struct frame_look look_begin(const struct frame_users *u, int pagemap_fd, bool keep_ranges)
 {
-	struct page_range ranges[64];
-	uint64_t pages = 0;
-
-	while (pagemap_fd >= 0 && at < end) {
-		ssize_t n = pagestate_ranges(pagemap_fd, at, end, ranges, ARRAY_SIZE(ranges), &at);
-
-		for (ssize_t i = 0; i < n; i++)
-			if (!(ranges[i].flags & PAGE_FILE))
-				pages += (ranges[i].end - ranges[i].start) / PAGE_BYTES;
-		if (n < 0)
-			break;
-	}
-	return pages;
-}
-
-static int range_keep(struct look *l, const struct vma *v, uint64_t broken_pages)
-{
-	struct hva_range *bigger;
-
-	if (l->range_count > 0 && l->ranges[l->range_count - 1].end == v->start) {
-		l->ranges[l->range_count - 1].end = v->end;
-		l->ranges[l->range_count - 1].broken_pages += broken_pages;
-		return 0;
-	}
-	if (l->range_count == l->range_cap) {
-		l->range_cap = l->range_cap ? l->range_cap * 2 : 256;
-		bigger = reallocarray(l->ranges, l->range_cap, sizeof(*bigger));
-		if (!bigger)
-			return -ENOMEM;
-		l->ranges = bigger;
-	}
-	l->ranges[l->range_count++] = (struct hva_range){ v->start, v->end, broken_pages };
-	return 0;
-}
-
-static int look_at_line(struct look *l, const char *line, size_t len)
-{
-	struct vma v;
-	uint64_t first, n, broken = 0;
-	int r = maps_parse_line(line, len, &v);
-
-	l->figures.mappings++;
-	if (r == 0 && v.inode == l->u->inode && !v.shared)
-		broken = copies_count(l->pagemap_fd, v.start, v.end);
-	if (r == 0 && v.store && l->keep_ranges)
-		r = range_keep(l, &v, broken);
-	if (r < 0 || v.inode != l->u->inode)
-		return r;
-	l->views |= v.shared; /* no guest depends on it */
-	if (v.shared)
-		return 0;
-	first = v.offset / PAGE_BYTES;
-	n = (v.end - v.start) / PAGE_BYTES;
-	if (first >= l->u->frames)
-		return 0;
-	if (n > l->u->frames - first)
-		n = l->u->frames - first;
-	r = frames_add(&l->frames, (uint32_t)first, (uint32_t)n);
-	l->figures.mapped_pages += n;
-	l->figures.broken_pages += broken;
-	return r;
-}
-
-/* A mapping that is there all the while is never left out: the kernel goes on behind the last address that it has
- * shown, whatever is split, joined or unmapped meanwhile. */
-static int look_at_process(struct look *l, pid_t pid)
-{
-	auto_close int fd = fsio_open(l->u->fs, O_RDONLY, "/proc/%d/maps", (int)pid);
-	auto_free char *text = malloc(TEXT_BYTES);
-	size_t have = 0;
-	ssize_t n;
-
-	if (fd < 0)
-		return fd;
-	if (!text)
-		return -ENOMEM;
-	while ((n = read(fd, text + have, TEXT_BYTES - have)) > 0) {
-		char *line = text, *newline;
-
-		have += (size_t)n;
-		while ((newline = memchr(line, '\n', have - (size_t)(line - text)))) {
-			int r = look_at_line(l, line, (size_t)(newline - line));
-
-			if (r < 0)
-				return r;
-			line = newline + 1;
-		}
-		have -= (size_t)(line - text);
-		memmove(text, line, have);
-		if (have == TEXT_BYTES)
-			return -EMSGSIZE;
-	}
-	return n < 0 ? -errno : 0;
+	return (struct frame_look){ .fs = u->fs, .inode = u->inode, .frame_count = u->frames,
+				    .pagemap_fd = pagemap_fd, .keep_ranges = keep_ranges };
 }
 
 /* Copied on write since the look before. What is merged anew begins whole, and ranges may have grown together: what is
  * broken beyond what was broken there before is new. Where a part of a range was given back its copies went with it, and
  * hide as many new ones. */
-static uint64_t breaks_since(const struct frame_user *user, const struct look *l)
+static uint64_t breaks_since(const struct frame_user *user, const struct frame_look *l)
 {
 	uint64_t breaks = 0;
 	size_t at = 0;
@@ -354,12 +216,12 @@ static uint64_t breaks_since(const struct frame_user *user, const struct look *l
 int frame_user_look(struct frame_users *u, struct frame_user *user)
 {
 	auto_close int pagemap_fd = pagestate_open(u->fs, user->pid);
-	struct look l = { .u = u, .pagemap_fd = pagemap_fd, .keep_ranges = true };
+	struct frame_look l = look_begin(u, pagemap_fd, true);
 	struct activity active = { 0 };
 	int r;
 
 	activity_read(user->stat_fd, &active); /* before: what comes meanwhile counts for the next. Zeroes if it cannot be had */
-	r = look_at_process(&l, user->pid);
+	r = frame_look_process(&l, user->pid);
 	if (r == 0 && l.figures.mappings == 0) /* its first thread has ended, others live on in its memory */
 		r = -EAGAIN;
 	if (r < 0 || process_ended(user)) { /* ended: the pid may have been another's meanwhile */
@@ -389,38 +251,7 @@ const struct hva_range *frame_user_ranges(const struct frame_user *user, size_t 
 	return user->ranges;
 }
 
-int frame_users_ranges(const struct fsio *fs, pid_t pid, struct hva_range **ret_ranges, size_t *ret_count)
-{
-	const struct frame_users no_store = { .fs = fs, .inode = UINT64_MAX };
-	struct look l = { .u = &no_store, .pagemap_fd = -1, .keep_ranges = true };
-	int r = look_at_process(&l, pid);
-
-	if (r < 0) {
-		free(l.ranges);
-		return r;
-	}
-	*ret_ranges = l.ranges;
-	*ret_count = l.range_count;
-	return 0;
-}
-
 /* Others: children of clients, or who was given the descriptor. */
-/* Of a process whose first thread has ended nothing is listed, but others may live on in its memory. */
-static int threads_look(struct look *l, pid_t pid)
-{
-	auto_closedir DIR *tasks = fsio_opendir(l->u->fs, "/proc/%d/task", (int)pid);
-	struct dirent *entry;
-	int r = 0;
-
-	while (r == 0 && tasks && l->figures.mappings == 0 && (entry = readdir(tasks))) {
-		pid_t tid = isdigit((unsigned char)entry->d_name[0]) ? (pid_t)strtol(entry->d_name, NULL, 10) : 0;
-
-		if (tid > 0 && tid != pid)
-			r = look_at_process(l, tid);
-	}
-	return r;
-}
-
 static int others_look(struct frame_users *u)
 {
 	DIR *proc = fsio_opendir(u->fs, "/proc");
@@ -430,14 +261,14 @@ static int others_look(struct frame_users *u)
 	if (!proc)
 		return -errno;
 	while (r == 0 && (entry = readdir(proc))) {
-		struct look l = { .u = u, .pagemap_fd = -1 };
+		struct frame_look l = look_begin(u, -1, false);
 		pid_t pid = isdigit((unsigned char)entry->d_name[0]) ? (pid_t)strtol(entry->d_name, NULL, 10) : 0;
 
 		if (pid <= 0 || pid == getpid() || frame_users_find(u, pid))
 			continue;
-		r = look_at_process(&l, pid);
+		r = frame_look_process(&l, pid);
 		if (r == 0 && l.figures.mappings == 0)
-			r = threads_look(&l, pid);
+			r = frame_look_threads(&l, pid);
 		frames_mark(u, &l.frames);
 		free(l.frames.stretches);
 		/* It has ended; or it is more privileged than this daemon, and so no child of a client, which are not,
@@ -515,28 +346,4 @@ int frame_users_look_clients(struct frame_users *u)
 const struct frame_user_figures *frame_user_figures(const struct frame_user *user)
 {
 	return &user->figures;
-}
-
-int frame_users_find_store(const struct fsio *fs, pid_t pid, const char *name)
-{
-	auto_close int maps_fd = fsio_open(fs, O_RDONLY, "/proc/%d/maps", (int)pid);
-	auto_fclose FILE *maps = maps_fd < 0 ? NULL : fdopen(maps_fd, "r");
-	auto_free char *line = NULL, *want = NULL;
-	char address[40];
-	size_t cap = 0;
-
-	if (!maps)
-		return maps_fd < 0 ? maps_fd : -errno;
-	take_fd(maps_fd); /* the stream's */
-	if (asprintf(&want, "/memfd:" STORE_NAME_PREFIX "%s (deleted)\n", name) < 0) {
-		want = NULL;
-		return -ENOMEM;
-	}
-	while (getline(&line, &cap, maps) > 0) {
-		const char *path = strchr(line, '/');
-
-		if (path && strcmp(path, want) == 0 && sscanf(line, "%39[0-9a-f-]", address) == 1)
-			return fsio_open(fs, O_RDONLY, "/proc/%d/map_files/%s", (int)pid, address);
-	}
-	return -ENOENT;
 }

@@ -66,9 +66,6 @@ const struct frame_user_figures *frame_user_figures(const struct frame_user *use
  * it cannot be exchanged in place (SAFETY.md, R12). Borrowed until the next look. */
 const struct hva_range *frame_user_ranges(const struct frame_user *user, size_t *ret_count);
 
-/* The same of any process, now; the caller frees the list. 0 or -errno. */
-int frame_users_ranges(const struct fsio *fs, pid_t pid, struct hva_range **ret_ranges, size_t *ret_count);
-
 /* Looks at all processes: *ret_bits, owned by u and good until the next look, has a bit for each frame in use.
  * 0; -EBUSY (see above), or -errno when a process could not be looked at: then nothing is known. */
 int frame_users_look(struct frame_users *u, const uint64_t **ret_bits);
@@ -77,9 +74,5 @@ bool frame_users_stale(const struct frame_users *u);
 /* Looks at the clients alone, changed or not: for their figures. One that had too few faults for more copies counts as looked
  * at. 0 or -errno. */
 int frame_users_look_clients(struct frame_users *u);
-
-/* A descriptor of the store that this process maps and whose memfd has this name, which the caller closes; -ENOENT: it maps
- * none. What it is worth is for store_adopt() to say. */
-int frame_users_find_store(const struct fsio *fs, pid_t pid, const char *name);
 
 #endif

@@ -10,6 +10,7 @@
 #include "core/cleanup.h"
 #include "core/clock.h"
 #include "core/log.h"
+#include "ksmd/frame_look.h"
 #include "ksmd/ksmd_internal.h"
 #include "ksmd/store.h"
 
@@ -191,7 +192,7 @@ static int domain_adopt(struct ksmd *k, struct domain *d)
 	if (strlen(d->name) > STORE_NAME_USED)
 		return -ENOENT;
 	for (size_t i = 0; r < 0 && i < k->vm_count; i++) {
-		auto_close int fd = k->vms[i].domain == d ? frame_users_find_store(k->fs, k->vms[i].pid, d->name) :
+		auto_close int fd = k->vms[i].domain == d ? frame_look_find_store(k->fs, k->vms[i].pid, d->name) :
 							    -ENOENT;
 
 		if (fd >= 0)

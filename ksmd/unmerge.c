@@ -13,7 +13,7 @@
 #include "core/snapshot.h"
 #include "ept/pagestate.h"
 #include "ksmd/agent_peer.h"
-#include "ksmd/frame_users.h"
+#include "ksmd/frame_look.h"
 
 #define HUGE_BYTES (UINT64_C(2) << 20)
 #define COMMANDS_MOST 4 /* without an answer: one is folded, one is on the way */
@@ -221,7 +221,7 @@ static int unmerge_run(struct unmerge *u)
 
 		u->result.kept = 0;
 		u->result.kept_error = 0;
-		error = frame_users_ranges(u->fs, agent_peer_pid(u->peer), &r.list, &r.count);
+		error = frame_look_ranges(u->fs, agent_peer_pid(u->peer), &r.list, &r.count);
 		if (error == 0)
 			error = pass_over(u, &r);
 		free(r.list);

@@ -1,5 +1,5 @@
 /* ksmd/frame_users: who maps which frames, as the kernel sees it. The clients are real processes. */
-#include "ksmd/frame_users.h"
+#include "ksmd/frame_look.h"
 
 #include "tests/unit/store_help.h"
 
@@ -309,13 +309,13 @@ static void test_users_store_of_an_earlier_daemon_found(void)
 
 	rig_start();
 	client_start(&other, rig.store);
-	CU_ASSERT_EQUAL(frame_users_find_store(&fs, other.pid, "test"), -ENOENT);
+	CU_ASSERT_EQUAL(frame_look_find_store(&fs, other.pid, "test"), -ENOENT);
 	tell(&other, MAP, 3, 1);
-	fd = frame_users_find_store(&fs, other.pid, "test");
+	fd = frame_look_find_store(&fs, other.pid, "test");
 	CU_ASSERT_TRUE(fd >= 0 && store_is(rig.store, fd));
 	close(fd);
-	CU_ASSERT_EQUAL(frame_users_find_store(&fs, other.pid, "tes"), -ENOENT);
-	CU_ASSERT_EQUAL(frame_users_find_store(&fs, other.pid, "test2"), -ENOENT);
+	CU_ASSERT_EQUAL(frame_look_find_store(&fs, other.pid, "tes"), -ENOENT);
+	CU_ASSERT_EQUAL(frame_look_find_store(&fs, other.pid, "test2"), -ENOENT);
 	client_end(&other);
 	rig_stop();
 }
