@@ -340,6 +340,14 @@ static int domain_choose(struct ksmd *k, struct tracked_vm *t, const struct vm_s
 	return r;
 }
 
+/* It is giving memory back: without it the VM would have to be read as a whole, and what was protected forgotten. */
+static bool agent_is_lent(const struct ksmd *k, const struct tracked_vm *t)
+{
+	const struct agent *agent = k->agents ? agents_find(k->agents, t->pid) : NULL;
+
+	return agent && agent->lent;
+}
+
 /* Marks the VMs to scan now and makes their tables. True when there is one. */
 static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 {
@@ -359,7 +367,7 @@ static bool pass_plan(struct ksmd *k, const struct host_snapshot *s)
 		/* While the scanner works the estimate for its VMs stands; afterwards a new pass shows what is left. */
 		if (scanner_works && by_kernel(t->engine))
 			t->due = false;
-		if (!t->due || vm->region_count == 0) {
+		if (!t->due || vm->region_count == 0 || agent_is_lent(k, t)) {
 			t->due = false;
 			continue;
 		}
