@@ -15,6 +15,11 @@
  *
  * So a block that is written all the time costs one fault for each page in 2^level looks, or none if it is huge.
  *
+ * Who else acts meanwhile: vCPUs, DMA and the VMM write on (a device that writes to pages it has pinned leaves no mark, and
+ * a hash that is out of date for it, which costs a comparison); discards and forks take pages and marks away, which reads as
+ * written; no window is open and nothing is folded, since a pass runs neither beside a round nor on a VM whose agent is lent.
+ * No byte of the guest depends on any of it.
+ *
  * A look asks what was written, and only where something was, what is there: a page that went away is noticed within
  * PRESENCE_LOOKS, and a hash that it leaves for so long costs a window that finds it absent. A block of which every page is
  * mapped to a frame is not even asked: what is written there is a copy, which is not merged again in place (R12). */
@@ -348,7 +353,8 @@ static void block_settle(struct worker *w, struct scan_target *t, struct track_b
 	*k = (struct track_block){ arms ? failed ? BLOCK_NEW : BLOCK_ARMED : BLOCK_WATCHED, 0, 0, k->level };
 	/* What is armed after a rest is written or not when it is looked at next; until then it is unsettled. */
 	if (rested && k->state == BLOCK_ARMED) {
-		memcpy(changed, here, words * sizeof(*changed));
+		for (unsigned i = 0; i < words; i++)
+			changed[i] = here[i] | w->look.written[at + i]; /* that came since it was looked for, too */
 		return;
 	}
 	/* What came since it was looked for, and is protected now, would not be seen again. */
