@@ -135,7 +135,8 @@ static int section_begin(struct loader *l, const char *header)
 	if (strcmp(section, "vm") == 0)
 		return rule_begin(l, "");
 	if (!section_known(section))
-		return fail(l, -EINVAL, "unknown section [%s]; expected [daemon], [vmm], [scan], [merge] or [vm GLOB]",
+		return fail(l, -EINVAL, "unknown section [%s]; expected [daemon], [vmm], [host], [balloon], [scan], [merge] or "
+			    "[vm GLOB]",
 			    section);
 	return 1;
 }

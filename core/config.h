@@ -27,6 +27,10 @@ struct config_vm {
 	char qmp[CONFIG_TEXT_MAX];    /* empty: found on the VMM's command line */
 	bool merge;
 	uint64_t engine; /* enum merge_engine; AUTO: as [merge] says */
+	bool balloon;
+	uint64_t reservation_bytes;
+	uint64_t limit_bytes; /* 0: none */
+	uint64_t shares;
 };
 
 struct config_rule; /* one [vm GLOB] section */
@@ -43,6 +47,19 @@ struct config {
 	/* [vmm] */
 	uint64_t discover_ms;
 	uint64_t qmp_timeout_ms;
+	char libvirt_uri[CONFIG_TEXT_MAX]; /* empty: libvirt is left alone */
+	/* [host] */
+	char host_cgroup[CONFIG_TEXT_MAX]; /* empty: all of the host's memory */
+	uint64_t host_min_free_bytes;	   /* 0: by formula, ladder_min_free() */
+	/* [balloon] */
+	bool balloon_control;
+	uint64_t balloon_idle_tax_percent;
+	uint64_t balloon_max_percent;
+	uint64_t balloon_step_percent;
+	uint64_t balloon_keep_percent;
+	uint64_t balloon_hold_ms;
+	uint64_t balloon_stall_ms;
+	uint64_t balloon_admit_ms;
 	/* [scan] */
 	uint64_t scan_workers; /* 0: one per CPU, at most 8 */
 	uint64_t scan_cpu_percent;

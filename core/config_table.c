@@ -46,6 +46,36 @@ const struct config_key config_keys[] = {
 	{ "vmm", "qmp_timeout", CONFIG_DURATION, G(qmp_timeout_ms), 100, 10 * MINUTE_MS, NULL, "5s", true,
 	  "A VMM that does not answer a QMP command within this time is set aside and tried again later." },
 
+	{ "vmm", "libvirt", CONFIG_TEXT, G(libvirt_uri), 0, 0, NULL, "qemu:///system", false,
+	  "Where VMs whose monitor belongs to libvirt are reached; connected to once there is such a VM. Empty: they are "
+	  "left alone." },
+
+	{ "host", "cgroup", CONFIG_TEXT, G(host_cgroup), 0, 0, NULL, "", true,
+	  "A cgroup that holds the VMs, as in /proc/PID/cgroup (/machine.slice): its memory limit counts as the host's "
+	  "memory. Empty: all of the host's." },
+	{ "host", "min_free", CONFIG_SIZE, G(host_min_free_bytes), 0, 1024 * GIB, NULL, "0", true,
+	  "Memory to keep available; the host's state follows from how much of it there is. 0: 3.2 % of the first 28 GiB "
+	  "and 1 % of the rest." },
+
+	{ "balloon", "control", CONFIG_BOOL, G(balloon_control), 0, 0, NULL, "on", true,
+	  "off: balloons are looked at and never moved." },
+	{ "balloon", "idle_tax", CONFIG_PERCENT, G(balloon_idle_tax_percent), 0, 99, NULL, "75%", true,
+	  "How much more a VM pays for memory that it does not use: at 75 % an idle page costs as many shares as four in "
+	  "use, at 0 % as much as one." },
+	{ "balloon", "max", CONFIG_PERCENT, G(balloon_max_percent), 0, 95, NULL, "65%", true,
+	  "Most of its memory that a VM's balloon may take." },
+	{ "balloon", "step", CONFIG_PERCENT, G(balloon_step_percent), 1, 100, NULL, "5%", true,
+	  "Most of its memory that is taken from a VM in one tick. What is given back is not held to it." },
+	{ "balloon", "keep", CONFIG_PERCENT, G(balloon_keep_percent), 1, 90, NULL, "20%", true,
+	  "Part of its present memory that a guest keeps available, as /proc/meminfo in it says, while memory is taken "
+	  "from it. Below a quarter of this it gets memory back." },
+	{ "balloon", "hold", CONFIG_DURATION, G(balloon_hold_ms), 1000, HOUR_MS, NULL, "10s", true,
+	  "After memory was given back to a VM none is taken from it for this long." },
+	{ "balloon", "stall", CONFIG_DURATION, G(balloon_stall_ms), 1000, HOUR_MS, NULL, "10s", true,
+	  "A balloon that does not move for this long is set aside, and tried again after six times as long." },
+	{ "balloon", "admit_timeout", CONFIG_DURATION, G(balloon_admit_ms), 1000, HOUR_MS, NULL, "60s", true,
+	  "How long memory granted by memvirtctl admit is kept for a VM that does not show up." },
+
 	{ "scan", "workers", CONFIG_NUMBER, G(scan_workers), 0, 256, NULL, "0", true,
 	  "Threads that hash guest memory. 0: one per CPU, at most 8." },
 	{ "scan", "cpu_percent", CONFIG_PERCENT, G(scan_cpu_percent), 1, 25600, NULL, "25%", true,
@@ -91,6 +121,13 @@ const struct config_key config_vm_keys[] = {
 	{ "vm", "merge", CONFIG_BOOL, V(merge), 0, 0, NULL, "on", true, "off: this VM is never merged." },
 	{ "vm", "engine", CONFIG_CHOICE, V(engine), 0, 0, engines, "auto", true,
 	  "How this VM is merged. auto: as [merge] engine says." },
+	{ "vm", "balloon", CONFIG_BOOL, V(balloon), 0, 0, NULL, "on", true, "off: this VM's balloon is never moved." },
+	{ "vm", "reservation", CONFIG_SIZE, V(reservation_bytes), 0, 1024 * GIB, NULL, "0", true,
+	  "Memory that is never taken from the VM." },
+	{ "vm", "limit", CONFIG_SIZE, V(limit_bytes), 0, 1024 * GIB, NULL, "0", true,
+	  "Most memory that the VM is given while the host is short of it. 0: its size." },
+	{ "vm", "shares", CONFIG_NUMBER, V(shares), 1, 1000000, NULL, "1000", true,
+	  "Its weight against other VMs while the host is short of memory." },
 	{ "vm", "qmp", CONFIG_TEXT, V(qmp), 0, 0, NULL, "", true,
 	  "Path of the VM's QMP socket. Empty: taken from the VMM's command line." },
 };

@@ -27,6 +27,42 @@ struct mem_region {
 	enum mem_backing backing;
 };
 
+/* Time in which tasks stood still for want of memory, in microseconds since boot (or since the cgroup was made);
+ * Documentation/accounting/psi.rst. */
+struct pressure {
+	bool known;
+	uint64_t some_us, full_us; /* some tasks, all tasks that had something to do */
+};
+
+/* How far the counters that a guest gives are to be believed. */
+enum guest_stats {
+	GUEST_STATS_NONE,   /* never came: no device, no driver, or nobody asks */
+	GUEST_STATS_STALE,  /* came, but too long ago */
+	GUEST_STATS_ABSURD, /* contradict themselves or the VM's size */
+	GUEST_STATS_GOOD,   /* possible; still the guest's word */
+};
+
+enum balloon_device { BALLOON_DEVICE_UNKNOWN, BALLOON_DEVICE_ABSENT, BALLOON_DEVICE_PRESENT };
+
+/* A VM's balloon as its VMM tells it, and memory as the guest sees it. The figures of a guest are valid only while
+ * stats is GUEST_STATS_GOOD; what it did not tell is BALLOON_UNTOLD. */
+#define BALLOON_UNTOLD UINT64_MAX
+struct vm_balloon {
+	const char *driver; /* "qmp" or "libvirt"; NULL: nobody reaches the balloon, "why" says the reason */
+	const char *why;    /* of no driver, no device, or no good stats; else "". Borrowed for the tick */
+	enum balloon_device device;
+	uint64_t max_bytes;    /* guest memory with the balloon empty; 0: unknown */
+	uint64_t actual_bytes; /* guest memory now: max_bytes less the balloon, by the VMM's word; 0: unknown */
+	uint64_t told_ns;      /* when actual_bytes was told, CLOCK_MONOTONIC */
+
+	enum guest_stats stats;
+	uint64_t stats_ns; /* when the guest made them, CLOCK_MONOTONIC; 0: never */
+	/* stat-total-memory, -free-memory, -available-memory (without swapping), -disk-caches */
+	uint64_t total_bytes, free_bytes, available_bytes, cache_bytes;
+	/* since the guest's boot */
+	uint64_t swap_in_bytes, swap_out_bytes, major_faults, oom_kills;
+};
+
 struct vm_snapshot {
 	const char *name, *uuid;
 	const char *domain; /* never NULL; when none is configured, "=..." that no other VM and no section has */
@@ -40,11 +76,22 @@ struct vm_snapshot {
 	bool mem_merge;	    /* the command line lets the VMM give its RAM to KSM; QEMU's default */
 	bool mem_lock;	    /* the command line locks RAM in memory */
 	bool migrating;
+	bool running;	    /* false: paused or shut down, as far as QMP says */
+
+	/* configuration: entitlement */
+	bool balloon_allowed;
+	uint64_t reservation_bytes;
+	uint64_t limit_bytes; /* 0: none but its size */
+	uint64_t shares;
+
+	/* balloon */
+	struct vm_balloon balloon;
+	struct pressure pressure; /* of the VM's own cgroup; unknown if it shares one with the rest of the host */
 
 	/* ksmd */
 	bool ksm_mergeable;	    /* the VMM gave RAM to the kernel's scanner */
 	uint64_t ksm_merging_pages; /* pages of this VM that are KSM pages now */
-	uint64_t rss_anon_bytes;
+	uint64_t rss_anon_bytes, rss_shmem_bytes;
 };
 
 /* Kernel KSM: its settings and counters. */
@@ -60,8 +107,12 @@ struct ksm_snapshot {
 
 struct host_snapshot {
 	uint64_t taken_ns; /* CLOCK_MONOTONIC */
-	uint64_t mem_total_bytes, mem_available_bytes, swap_free_bytes;
+	/* Of the host, or of the cgroup that the configuration names. */
+	uint64_t mem_total_bytes, mem_available_bytes, swap_total_bytes, swap_free_bytes;
+	struct pressure pressure;
 	struct ksm_snapshot ksm;
+	uint64_t cow_debt_bytes;     /* ksmd's: what merged memory may come back at once; of the last tick */
+	uint64_t admitted_bytes;     /* balloon's: promised to VMs that have not shown up yet */
 	struct vm_snapshot *vms;
 	size_t vm_count;
 };
