@@ -30,7 +30,7 @@ PKG_LIBS = $(shell pkg-config --libs $(PKGS))
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),@:,@printf '  %-7s %s\n' $(1) $(2))
 
-LIB_DIRS := core vmm ept ksmd
+LIB_DIRS := core vmm ept ksmd balloon
 LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(LIB_DIRS))))
 # What the daemon shares with the agent: packets, hashes, and the repair of a window whose executor died.
 LIB_AGENT_OBJ := $(patsubst %,$(BUILD)/agent/%.o,exchange_repair packet page_hash page_hash_avx2 pagemap uffd)

@@ -1,0 +1,187 @@
+/* One VM over the ticks: what its guest uses, what it objects to, why its balloon may not be moved. */
+#include <math.h>
+
+#include "balloon/policy_internal.h"
+#include "core/clock.h"
+
+/* A working set that gets smaller is believed after this: ESX samples for a minute, and a guest that paused for a few
+ * seconds is not to lose its memory for it. */
+#define DEMAND_HALF_LIFE_S 20.0
+
+/* A guest that swaps in more than this, or has more major faults, in a second has less memory than it works with. vcmmd's
+ * thresholds, 20 of each in 5 seconds, made four times as coarse: starting a program gives as many. */
+#define SWAP_IN_PAGES_PER_S 16
+#define FAULTS_PER_S 16
+
+/* Below this part of "keep" a guest is about to reclaim by force. */
+#define VETO_SHARE 4
+
+/* Kept available at least: what crosvm leaves a guest is 400 MiB, of a desktop; a server's bursts are smaller. Of a small VM
+ * an eighth. */
+#define KEEP_BYTES (64 * MIB)
+#define KEEP_SHARE 8
+
+#define ABOUT_EQUAL_SHARE 256 /* 0.4 %; oVirt MOM ignores changes below 0.25 %, Proxmox below 10 MiB */
+#define DEAD_BAND_MIN (4 * MIB)
+
+uint64_t vm_held_bytes(const struct vm_snapshot *vm)
+{
+	uint64_t resident = vm->ram_resident_ns ? vm->ram_resident_bytes : vm->rss_anon_bytes + vm->rss_shmem_bytes;
+
+	return min_u64(resident, vm->balloon.actual_bytes);
+}
+
+uint64_t vm_limit_bytes(const struct vm_snapshot *vm)
+{
+	uint64_t max = vm->balloon.max_bytes;
+
+	return vm->limit_bytes ? min_u64(vm->limit_bytes, max) : max;
+}
+
+uint64_t vm_min_bytes(const struct vm_snapshot *vm, const struct balloon_limits *l)
+{
+	uint64_t floor = vm->balloon.max_bytes / 100 * (100 - l->max_percent), limit = vm_limit_bytes(vm);
+
+	return min_u64(max_u64(vm->reservation_bytes, floor), limit);
+}
+
+/* A share of little is nothing: a guest of 128 MiB needs room to start a program as well as one of 4 GiB. */
+static uint64_t keep_min(const struct vm_snapshot *vm)
+{
+	return min_u64(KEEP_BYTES, vm->balloon.max_bytes / KEEP_SHARE);
+}
+
+uint64_t vm_keep_bytes(const struct vm_snapshot *vm, uint64_t size_bytes, const struct balloon_limits *l)
+{
+	return max_u64(size_bytes / 100 * l->keep_percent, keep_min(vm));
+}
+
+uint64_t vm_size_for(const struct vm_snapshot *vm, uint64_t used_bytes, const struct balloon_limits *l)
+{
+	return max_u64(used_bytes / (100 - l->keep_percent) * 100, used_bytes + keep_min(vm));
+}
+
+uint64_t vm_dead_band(const struct vm_snapshot *vm)
+{
+	uint64_t share = vm->balloon.max_bytes / ABOUT_EQUAL_SHARE;
+
+	return max_u64(share, DEAD_BAND_MIN);
+}
+
+static bool counter_known(uint64_t then, uint64_t now)
+{
+	return then != BALLOON_UNTOLD && now != BALLOON_UNTOLD && now >= then;
+}
+
+static bool faster_than(uint64_t then, uint64_t now, uint64_t per_s, double seconds)
+{
+	return counter_known(then, now) && (double)(now - then) > (double)per_s * seconds;
+}
+
+/* Counters of two statistics tell what the guest went through between them. */
+static enum balloon_veto veto_of(const struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
+{
+	const struct vm_balloon *b = &vm->balloon;
+	double seconds = (double)(b->stats_ns - t->stats_ns) / (double)NSEC_PER_SEC;
+	enum balloon_veto veto = VETO_NONE;
+
+	if (b->available_bytes < vm_keep_bytes(vm, b->actual_bytes, l) / VETO_SHARE)
+		veto = VETO_AVAILABLE;
+	if (!t->stats_ns)
+		return veto;
+	if (faster_than(t->major_faults, b->major_faults, FAULTS_PER_S, seconds))
+		veto = VETO_FAULTS;
+	if (faster_than(t->swap_in_bytes, b->swap_in_bytes, SWAP_IN_PAGES_PER_S * PAGE_BYTES, seconds))
+		veto = VETO_SWAP_IN;
+	if (counter_known(t->oom_kills, b->oom_kills) && b->oom_kills > t->oom_kills)
+		veto = VETO_OOM;
+	return veto;
+}
+
+static void demand_take(struct track *t, uint64_t used_bytes, double seconds)
+{
+	double fallen = (double)t->demand_bytes * exp2(-seconds / DEMAND_HALF_LIFE_S);
+
+	t->used_bytes = used_bytes;
+	t->demand_bytes = used_bytes >= t->demand_bytes || (double)used_bytes > fallen ? used_bytes : (uint64_t)fallen;
+}
+
+/* The guest was started anew: what was known of it is of another life, and what was taken from that is not to be missing
+ * while this one boots. */
+static void reset_take(struct track *t, uint64_t resets)
+{
+	t->resets = resets;
+	t->reset = true;
+	t->stats_ns = 0;
+	t->used_bytes = t->demand_bytes = t->cut_bytes = 0;
+	t->veto = VETO_NONE;
+}
+
+void track_guest(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
+{
+	const struct vm_balloon *b = &vm->balloon;
+
+	if (b->resets != t->resets)
+		reset_take(t, b->resets);
+	if (b->stats != GUEST_STATS_GOOD || !b->actual_bytes) {
+		t->veto = VETO_NONE;
+		return;
+	}
+	if (b->stats_ns == t->stats_ns)
+		return;
+	/* A guest whose balloon takes nothing has no more to be given. */
+	t->veto = b->actual_bytes + vm_dead_band(vm) < vm_limit_bytes(vm) ? veto_of(t, vm, l) : VETO_NONE;
+	/* What is not available is used, the kernel's own tables included; it holds whether the guest takes the balloon off its
+	 * total or not (with deflate-on-oom Linux does not). */
+	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes),
+		    t->stats_ns ? (double)(b->stats_ns - t->stats_ns) / (double)NSEC_PER_SEC : 0);
+	t->stats_ns = b->stats_ns;
+	t->swap_in_bytes = b->swap_in_bytes;
+	t->major_faults = b->major_faults;
+	t->oom_kills = b->oom_kills;
+}
+
+enum balloon_block track_block(const struct track *t, const struct vm_snapshot *vm)
+{
+	const struct vm_balloon *b = &vm->balloon;
+
+	if (!vm->balloon_allowed)
+		return BLOCK_OFF;
+	if (!b->driver)
+		return BLOCK_NO_DRIVER;
+	if (b->device != BALLOON_DEVICE_PRESENT || !b->max_bytes || !b->actual_bytes)
+		return BLOCK_NO_DEVICE;
+	if (vm->migrating)
+		return BLOCK_MIGRATING;
+	if (!vm->running)
+		return BLOCK_PAUSED;
+	if (b->stats != GUEST_STATS_GOOD)
+		return BLOCK_NO_STATS;
+	if (t->stalled)
+		return BLOCK_STALLED;
+	if (t->no_effect_until_ns)
+		return BLOCK_NO_EFFECT;
+	return BLOCK_NONE;
+}
+
+void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_bytes, uint64_t now_ns)
+{
+	uint64_t actual = vm->balloon.actual_bytes;
+
+	if (target_bytes > actual) {
+		t->grown_ns = now_ns;
+		t->cut_bytes = 0;
+		t->stalled = false;
+	} else if (target_bytes < actual) {
+		if (!t->cut_bytes) {
+			t->cut_from_bytes = actual;
+			t->cut_resident_bytes = vm->ram_resident_ns ? vm->ram_resident_bytes : 0;
+			t->cut_judged = false;
+		}
+		t->shrunk_ns = now_ns;
+		t->cut_bytes = t->cut_from_bytes > target_bytes ? t->cut_from_bytes - target_bytes : 0;
+	}
+	t->target_bytes = target_bytes;
+	t->moved_ns = now_ns;
+	t->moved_bytes = actual;
+}
