@@ -105,6 +105,10 @@ void config_adopt(struct config *c, struct config *fresh, char *ret_skipped, siz
 /* The settings of the VM with this name: defaults, then every matching section in file order. */
 void config_for_vm(const struct config *c, const char *name, struct config_vm *ret_vm);
 
+/* The largest reservation of any [vm GLOB] section, and of which (borrowed from c); 0, and ret_glob untouched: there is
+ * none. */
+uint64_t config_reservation_max(const struct config *c, const char **ret_glob);
+
 /* The names of enum merge_engine. */
 const char *config_engine_name(uint64_t engine);
 

@@ -1,6 +1,7 @@
 #include "daemon/daemon.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -219,6 +220,18 @@ int daemon_config_load(const struct daemon_options *options, struct config *ret_
 	return 0;
 }
 
+static void reservations_check(struct daemon *d)
+{
+	struct host_snapshot s = { 0 };
+	const char *glob = NULL;
+	uint64_t most = config_reservation_max(&d->config, &glob);
+
+	if (!glob || snapshot_host(d, &s) < 0 || most <= s.mem_total_bytes)
+		return;
+	log_warning("[vm %s] reservation = %" PRIu64 " MiB is more than the host has, ignoring: %" PRIu64 " MiB", glob,
+		    most >> 20, s.mem_total_bytes >> 20);
+}
+
 int daemon_reload(struct daemon *d, struct config_error *ret_error)
 {
 	struct config fresh;
@@ -233,6 +246,7 @@ int daemon_reload(struct daemon *d, struct config_error *ret_error)
 	config_free(&fresh);
 	log_set_level((enum log_level)d->config.log_level);
 	vmm_registry_reconfigure(d->registry);
+	reservations_check(d);
 	log_info("reload: done%s%s", *skipped ? "; these changes need a restart: " : "", skipped);
 	return 0;
 }
@@ -336,6 +350,7 @@ int daemon_run(struct daemon *d)
 	int r;
 
 	if (d->options.oneshot_fd < 0) {
+		reservations_check(d);
 		log_info("ready: engine=%s%s", config_engine_name(d->config.merge_engine),
 			 d->options.dry_run ? ", dry run: nothing will be changed" : "");
 		r = sd_event_set_watchdog(d->loop, true);

@@ -175,6 +175,16 @@ static void test_config_text_table_gives_expected(void)
 		{ "first error wins", "[daemon]\ntick = 1\nlog_level = loud\n", "test.conf:2: tick = 1: bad unit" },
 		{ "relative socket", "[daemon]\ncontrol_socket = run/x\n", "control_socket: expected an absolute path" },
 		{ "empty state_dir", "[daemon]\nstate_dir =\n", "state_dir: expected an absolute path" },
+		{ "limit below reservation", "[vm a]\nreservation = 2GiB\nlimit = 1GiB\n",
+		  "test.conf:3: limit is less than reservation in section [vm a]" },
+		{ "reservation above limit", "[vm a]\nlimit = 1GiB\nshares = 7\nreservation = 1048577KiB\n",
+		  "test.conf:4: limit is less than reservation in section [vm a]" },
+		{ "limit as large as reservation", "[vm a]\nlimit = 1GiB\nreservation = 1GiB\n", NULL },
+		{ "no limit", "[vm a]\nlimit = 0\nreservation = 1GiB\n", NULL },
+		{ "limit below another section's reservation",
+		  "[vm *]\nreservation = 2GiB\n[vm a]\nlimit = 1GiB\n", NULL },
+		{ "relative cgroup", "[host]\ncgroup = machine.slice\n", "cgroup: expected a path as in /proc/PID/cgroup" },
+		{ "cgroup", "[host]\ncgroup = /machine.slice\n", NULL },
 		{ "scan faster than the tick", "[daemon]\ntick = 10s\n[scan]\ninterval = 9s\n[vmm]\ndiscover = 10s\n",
 		  "test.conf: [scan] interval is shorter than [daemon] tick" },
 		{ "discover faster than the tick", "[daemon]\ntick = 6s\n",
@@ -267,6 +277,24 @@ static void test_config_rules_later_match_wins(void)
 		UNIT_CASE(cases[i].name, strcmp(vm.qmp, cases[i].qmp) == 0);
 		UNIT_CASE(cases[i].name, vm.merge == cases[i].merge);
 	}
+	config_free(&c);
+}
+
+static void test_config_reservation_max_names_its_section(void)
+{
+	struct config_error e;
+	struct config c;
+	const char *glob = "untouched";
+
+	config_init(&c);
+	CU_ASSERT_EQUAL(config_reservation_max(&c, &glob), 0);
+	CU_ASSERT_STRING_EQUAL(glob, "untouched");
+	if (load("[vm *]\nreservation = 2GiB\n[vm big-*]\nreservation = 6GiB\n[vm x]\nreservation = 1GiB\n", &c, &e) < 0) {
+		CU_FAIL("does not load");
+		return;
+	}
+	CU_ASSERT_EQUAL(config_reservation_max(&c, &glob), 6 * GIB);
+	CU_ASSERT_STRING_EQUAL(glob, "big-*");
 	config_free(&c);
 }
 
@@ -486,6 +514,7 @@ int main(void)
 		{ "binary", test_config_binary_text_refused },
 		{ "rules_order", test_config_rules_later_match_wins },
 		{ "rules_none", test_config_no_rules_gives_defaults },
+		{ "reservation_max", test_config_reservation_max_names_its_section },
 		{ "rules_many", test_config_rules_too_many_refused },
 		{ "adopt", test_config_adopt_takes_reloadable_names_rest },
 		{ "policy_dir", test_config_policy_dir_read_in_name_order },
