@@ -27,6 +27,7 @@ struct balloon_policy *balloon_policy_free(struct balloon_policy *p)
 		return NULL;
 	free(p->tracks);
 	free(p->vms);
+	free(p->before);
 	free(p->effects);
 	free(p->claims);
 	free(p->granted);
@@ -56,7 +57,8 @@ static int room_make(struct balloon_policy *p, size_t count)
 
 	if (count <= p->vm_cap)
 		return 0;
-	if (grow_array(&p->vms, cap, sizeof(*p->vms)) < 0 || grow_array(&p->effects, cap, sizeof(*p->effects)) < 0 ||
+	if (grow_array(&p->vms, cap, sizeof(*p->vms)) < 0 || grow_array(&p->before, cap, sizeof(*p->before)) < 0 ||
+	    grow_array(&p->effects, cap, sizeof(*p->effects)) < 0 ||
 	    grow_array(&p->claims, cap, sizeof(*p->claims)) < 0 || grow_array(&p->granted, cap, sizeof(*p->granted)) < 0 ||
 	    grow_array(&p->claimants, cap, sizeof(*p->claimants)) < 0)
 		return -ENOMEM;
@@ -133,6 +135,7 @@ int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *
 	changed = ladder_look(&p->ladder, s, p->limits.min_free_bytes);
 	vms_look(p, s);
 	plan_make(p, s);
+	memcpy(p->before, p->tracks, s->vm_count * sizeof(*p->before));
 	for (size_t i = 0; i < s->vm_count; i++)
 		if (p->vms[i].target_bytes)
 			track_asked(&p->tracks[i], &s->vms[i], p->vms[i].target_bytes, s->taken_ns);
@@ -145,6 +148,12 @@ int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *
 					   .effects = p->effects,
 					   .effect_count = p->effect_count };
 	return 0;
+}
+
+void balloon_policy_not_done(struct balloon_policy *p, size_t i)
+{
+	if (i < p->track_count)
+		p->tracks[i] = p->before[i];
 }
 
 uint64_t balloon_policy_idle_bytes(const struct balloon_policy *p)

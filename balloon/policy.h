@@ -73,6 +73,9 @@ void balloon_policy_set_limits(struct balloon_policy *p, const struct balloon_li
 /* One decision, once per tick; p goes on as if the plan were carried out. 0 or -ENOMEM. */
 int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *s, struct balloon_plan *ret_plan);
 
+/* The target of VM number i of the last decision was not carried out (dry run, no connection): nothing was asked of it. */
+void balloon_policy_not_done(struct balloon_policy *p, size_t i);
+
 /* Memory that could be taken from VMs by the rules of HOST_SOFT, without anybody having less than it uses; of the last
  * decision. */
 uint64_t balloon_policy_idle_bytes(const struct balloon_policy *p);

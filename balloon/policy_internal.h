@@ -62,6 +62,7 @@ struct balloon_policy {
 
 	/* The plan; arrays of vm_cap each, and what they are made with. */
 	struct balloon_vm_plan *vms;
+	struct track *before; /* of each VM, from before it was asked */
 	struct balloon_effect *effects;
 	struct claim *claims;
 	uint64_t *granted;

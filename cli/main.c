@@ -7,7 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/admit.h"
 #include "cli/connection.h"
+#include "cli/flags.h"
 #include "cli/run.h"
 #include "cli/show.h"
 #include "cli/unmerge.h"
@@ -17,25 +19,32 @@ struct command {
 	const char *name, *request;
 	const char *argument; /* name of its one argument in the request; NULL: none */
 	bool looks;	      /* only looks at the host, so it works without a running daemon too */
-	void (*show)(const json_t *answer); /* NULL: unmerge_command() does it all */
+	void (*show)(const json_t *answer);
+	/* In place of "show": asks and answers by itself, and gives the exit code. */
+	int (*run)(const struct connection_options *options, const char *argument, const struct cli_flags *flags);
 	const char *help;
 };
 
 static const struct command commands[] = {
-	{ "vms", "vms", NULL, true, show_vms, "list the VMs of this host and how well they are known" },
-	{ "estimate", "estimate", NULL, true, show_estimate, "what merging would save, per VM and in total" },
-	{ "sharing", "sharing", NULL, true, show_sharing, "how much each pair of VMs has in common" },
-	{ "merge status", "merge-status", NULL, false, show_merge_status, "what was merged, and why (not) more" },
-	{ "explain", "explain", "vm", true, show_explain, "VM: how it is merged, or every reason why not" },
-	{ "unmerge", "unmerge", "vm", false, NULL, "VM: give it its own memory back, and merge it no more (--undo)" },
-	{ "reload", "reload", NULL, false, show_reload, "load the configuration anew" },
-	{ "status", "status", NULL, false, show_status, "the daemon and the host in short" },
+	{ "vms", "vms", NULL, true, show_vms, NULL, "list the VMs of this host and how well they are known" },
+	{ "estimate", "estimate", NULL, true, show_estimate, NULL, "what merging would save, per VM and in total" },
+	{ "sharing", "sharing", NULL, true, show_sharing, NULL, "how much each pair of VMs has in common" },
+	{ "merge status", "merge-status", NULL, false, show_merge_status, NULL, "what was merged, and why (not) more" },
+	{ "explain", "explain", "vm", true, show_explain, NULL, "VM: how it is merged, or every reason why not" },
+	{ "balloon status", "balloon-status", NULL, false, show_balloon_status, NULL,
+	  "the host's state, and what each VM is given and why" },
+	{ "admit", "admit", "size", false, NULL, admit_command,
+	  "SIZE: may a VM of that size start (--node N)? 0 yes, 1 no, 2 error" },
+	{ "unmerge", "unmerge", "vm", false, NULL, unmerge_command, "VM: give it its own memory back, and merge it no more (--undo)" },
+	{ "reload", "reload", NULL, false, show_reload, NULL, "load the configuration anew" },
+	{ "status", "status", NULL, false, show_status, NULL, "the daemon and the host in short" },
 };
 
 static const struct option long_options[] = {
 	{ "json", no_argument, NULL, 'j' },	     { "socket", required_argument, NULL, 's' },
 	{ "config", required_argument, NULL, 'c' }, { "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },	     { "undo", no_argument, NULL, 'u' },
+	{ "node", required_argument, NULL, 'N' },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -52,6 +61,7 @@ static void usage(FILE *out)
 	      "  -s, --socket PATH   control socket of the daemon\n"
 	      "  -c, --config FILE   configuration, where no daemon is running\n"
 	      "      --undo          with unmerge: the VM may be merged again\n"
+	      "      --node N        with admit: memory of that NUMA node\n"
 	      "  -h, --help          this text\n"
 	      "  -V, --version       the version\n",
 	      out);
@@ -124,28 +134,41 @@ static int run(const struct command *command, const struct connection_options *o
 	return ferror(stdout) || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-int main(int argc, char **argv)
+static const char *takes(const struct command *command)
 {
-	struct connection_options options = { 0 };
-	const struct command *command;
-	bool as_json = false, undo = false;
-	int option, used, left;
+	if (!command->argument)
+		return "no argument";
+	return strcmp(command->argument, "vm") == 0 ? "one argument: a VM's name, uuid or pid" :
+						      "one argument: a size, as 4GiB or 512MiB";
+}
 
-	if (argc > 1 && strcmp(argv[1], "run") == 0) /* before getopt sees what is COMMAND's */
-		return run_command(argc - 1, argv + 1);
+static int try_help(void)
+{
+	fputs("Try 'memvirtctl --help'.\n", stderr);
+	return EXIT_USAGE;
+}
+
+/* -1: go on; else the exit code. */
+static int parse_options(int argc, char **argv, struct connection_options *options, struct cli_flags *flags)
+{
+	int option;
+
 	while ((option = getopt_long(argc, argv, "js:c:hV", long_options, NULL)) != -1) {
 		switch (option) {
 		case 'j':
-			as_json = true;
+			flags->json = true;
 			break;
 		case 's':
-			options.socket = optarg;
+			options->socket = optarg;
 			break;
 		case 'c':
-			options.config_file = optarg;
+			options->config_file = optarg;
 			break;
 		case 'u':
-			undo = true;
+			flags->undo = true;
+			break;
+		case 'N':
+			flags->node = optarg;
 			break;
 		case 'h':
 			usage(stdout);
@@ -154,32 +177,56 @@ int main(int argc, char **argv)
 			puts("memvirtctl " MEMVIRT_VERSION);
 			return EXIT_SUCCESS;
 		default:
-			fputs("Try 'memvirtctl --help'.\n", stderr);
-			return EXIT_FAILURE;
+			return try_help();
 		}
 	}
+	return -1;
+}
+
+/* Options that only one command takes. */
+static bool flags_fit(const struct command *command, const struct cli_flags *flags)
+{
+	if (flags->undo && command->run != unmerge_command) {
+		fputs("memvirtctl: --undo is for unmerge only\n", stderr);
+		return false;
+	}
+	if (flags->node && command->run != admit_command) {
+		fputs("memvirtctl: --node is for admit only\n", stderr);
+		return false;
+	}
+	return true;
+}
+
+int main(int argc, char **argv)
+{
+	struct connection_options options = { 0 };
+	struct cli_flags flags = { 0 };
+	const struct command *command;
+	const char *argument;
+	int status, used;
+
+	if (argc > 1 && strcmp(argv[1], "run") == 0) /* before getopt sees what is COMMAND's */
+		return run_command(argc - 1, argv + 1);
+	status = parse_options(argc, argv, &options, &flags);
+	if (status >= 0)
+		return status;
 	signal(SIGPIPE, SIG_IGN);
 	if (optind == argc) {
 		usage(stderr);
-		return EXIT_FAILURE;
+		return EXIT_USAGE;
 	}
 	command = find_command(argv + optind, argc - optind, &used);
 	if (!command) {
-		fprintf(stderr, "memvirtctl: unknown command \"%s\"\nTry 'memvirtctl --help'.\n", argv[optind]);
-		return EXIT_FAILURE;
+		fprintf(stderr, "memvirtctl: unknown command \"%s\"\n", argv[optind]);
+		return try_help();
 	}
-	left = argc - optind - used;
-	if (left != (command->argument ? 1 : 0)) {
-		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name,
-			command->argument ? "one argument: a VM's name, uuid or pid" : "no argument");
-		return EXIT_FAILURE;
+	if (argc - optind - used != (command->argument ? 1 : 0)) {
+		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name, takes(command));
+		return EXIT_USAGE;
 	}
-	if (undo && command->show) {
-		fputs("memvirtctl: --undo is for unmerge only\n", stderr);
-		return EXIT_FAILURE;
-	}
+	if (!flags_fit(command, &flags))
+		return EXIT_USAGE;
+	argument = command->argument ? argv[argc - 1] : NULL;
 	options.private_daemon = command->looks;
-	if (!command->show) /* it has to be waited for */
-		return unmerge_command(&options, argv[argc - 1], undo, as_json);
-	return run(command, &options, command->argument ? argv[argc - 1] : NULL, as_json);
+	return command->run ? command->run(&options, argument, &flags) : run(command, &options, argument, flags.json);
 }

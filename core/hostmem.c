@@ -1,7 +1,10 @@
 #include "core/hostmem.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "core/cleanup.h"
 
@@ -95,4 +98,37 @@ void hostmem_narrow(struct host_snapshot *s, const struct cgroup_memory *m)
 	s->swap_total_bytes = least(s->swap_total_bytes, m->swap_limit_bytes);
 	s->swap_free_bytes = least(s->swap_free_bytes, swap_left);
 	s->pressure = m->pressure;
+}
+
+/* Lines begin with "Node N ". */
+static int node_field(const char *text, int node, const char *key, uint64_t *ret_bytes)
+{
+	char name[64];
+	const char *line;
+
+	snprintf(name, sizeof(name), "Node %d %s:", node, key);
+	line = strstr(text, name);
+	if (!line || sscanf(line + strlen(name), " %" SCNu64 " kB", ret_bytes) != 1)
+		return -EBADMSG;
+	*ret_bytes *= 1024;
+	return 0;
+}
+
+int hostmem_node_free(const struct fsio *fs, int node, uint64_t *ret_bytes)
+{
+	static const char *const keys[] = { "MemFree", "Active(file)", "Inactive(file)" };
+	uint64_t bytes[3] = { 0 };
+	char text[8192];
+	ssize_t n = fsio_read(fs, text, sizeof(text), "/sys/devices/system/node/node%d/meminfo", node);
+
+	if (n < 0)
+		return (int)n;
+	for (size_t i = 0; i < 3; i++) {
+		int r = node_field(text, node, keys[i], &bytes[i]);
+
+		if (r < 0)
+			return r;
+	}
+	*ret_bytes = bytes[0] + (bytes[1] + bytes[2]) / 2;
+	return 0;
 }

@@ -17,4 +17,8 @@ void hostmem_narrow(struct host_snapshot *s, const struct cgroup_memory *m);
 /* Reads the host's figures into s. 0 or -errno. Pressure that the kernel does not tell is unknown, and no error. */
 int hostmem_read(const struct fsio *fs, struct host_snapshot *s);
 
+/* What can be had of one NUMA node without swapping: free memory and, of its page cache, half. 0; -ENOENT: no such node; or
+ * -errno. */
+int hostmem_node_free(const struct fsio *fs, int node, uint64_t *ret_bytes);
+
 #endif

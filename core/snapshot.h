@@ -77,6 +77,8 @@ struct vm_snapshot {
 	bool mem_merge;	    /* the command line lets the VMM give its RAM to KSM; QEMU's default */
 	bool mem_lock;	    /* the command line locks RAM in memory */
 	bool migrating;
+	uint64_t ram_bytes; /* at its boot, by QMP or the command line */
+	uint64_t found_ns;  /* CLOCK_MONOTONIC */
 	bool running;	    /* false: paused or shut down, as far as QMP says */
 
 	/* configuration: entitlement */

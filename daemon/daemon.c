@@ -38,9 +38,11 @@ static void on_vm_added(struct vm *vm, void *userdata)
 
 static void on_vm_ready(struct vm *vm, void *userdata)
 {
-	(void)userdata;
+	struct daemon *d = userdata;
+
 	if (vm->ept)
 		ept_view_refresh(vm->ept);
+	balloon_vm_ready(d->balloon, vm);
 }
 
 static void on_vm_changed(struct vm *vm, void *userdata)
@@ -61,6 +63,7 @@ static void on_vm_gone(struct vm *vm, void *userdata)
 
 	snapshot_drop_vm(&d->snapshot, vm);
 	vm->ept = ept_view_free(vm->ept);
+	balloon_vm_gone(d->balloon, vm);
 }
 
 static const struct vmm_registry_ops registry_ops = {
@@ -80,7 +83,7 @@ bool daemon_settled(const struct daemon *d)
 		if (view && view->asked_of)
 			return false;
 	}
-	return true;
+	return balloon_settled(d->balloon);
 }
 
 /* ---- the tick ---- */
@@ -308,6 +311,8 @@ static int parts_make(struct daemon *d)
 	if (r == 0)
 		r = vmm_registry_new(d->loop, &d->fs, &d->config, &registry_ops, d, &d->registry);
 	if (r == 0)
+		r = balloon_new(d->loop, &d->fs, &d->config, d->registry, &d->balloon);
+	if (r == 0)
 		r = estimates_new(d, &d->estimates);
 	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
 	if (r == 0 && !oneshot)
@@ -379,6 +384,7 @@ struct daemon *daemon_free(struct daemon *d)
 	ksmd_free(d->ksmd); /* puts KSM's settings back before anything that may take time */
 	d->control = control_free(d->control); /* now that nothing is at work any more, there may be another daemon */
 	d->estimates = estimates_free(d->estimates);
+	d->balloon = balloon_free(d->balloon);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)
 			vm->ept = ept_view_free(vm->ept);

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <systemd/sd-event.h>
 
+#include "balloon/balloon.h"
 #include "core/config.h"
 #include "core/fsio.h"
 #include "core/snapshot.h"
@@ -30,6 +31,7 @@ struct daemon {
 	sd_event *loop;
 	struct vmm_registry *registry;
 	struct ksmd *ksmd;
+	struct balloon *balloon;
 	struct control *control;
 	struct estimates *estimates;
 

@@ -58,6 +58,8 @@ static int vm_fill(const struct daemon *d, const char *own_cgroup, const struct 
 		.mem_lock = vm->cmdline.mem_lock,
 		.migrating = vm->migrating,
 		.running = vm->running,
+		.ram_bytes = vm->ram_bytes,
+		.found_ns = vm->found_ns,
 		.balloon_allowed = vm->settings.balloon,
 		.reservation_bytes = vm->settings.reservation_bytes,
 		.limit_bytes = vm->settings.limit_bytes,
