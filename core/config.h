@@ -117,4 +117,7 @@ void config_print_help(FILE *out);
 void config_print_file(FILE *out);
 void config_print_man(FILE *out);
 
+/* One section of a configuration with all its values, such that config_load_text() reads the same again. */
+void config_print_section(FILE *out, const struct config *c, const char *section);
+
 #endif

@@ -489,6 +489,34 @@ static void test_config_printed_file_is_the_shipped_one(void)
 	CU_ASSERT_STRING_EQUAL(text, shipped);
 }
 
+/* Values of every type, and one in each unit. */
+static void test_config_printed_section_loads_to_the_same(void)
+{
+	static const char *const sections[] = { "daemon", "vmm", "host", "balloon", "scan", "merge" };
+	static const char text[] = "[daemon]\ntick = 1500ms\nlog_level = debug\n[vmm]\ndiscover = 1h\nlibvirt =\n"
+				   "[host]\nmin_free = 3145729KiB\ncgroup = /machine.slice\n[balloon]\ncontrol = off\n"
+				   "step = 7%\nhold = 90s\n[scan]\nworkers = 5\n[merge]\nengine = hinted\nmin_gain = 3GiB\n";
+	struct config_error e;
+	struct config c, again;
+	char *out = NULL;
+	size_t len = 0;
+	FILE *f = open_memstream(&out, &len);
+
+	CU_ASSERT_EQUAL(load(text, &c, &e), 0);
+	unit_must(f, "open_memstream");
+	for (size_t i = 0; i < ARRAY_SIZE(sections); i++)
+		config_print_section(f, &c, sections[i]);
+	fclose(f);
+	CU_ASSERT_PTR_NOT_NULL(strstr(out, "min_free = 3145729KiB\n"));
+	CU_ASSERT_PTR_NOT_NULL(strstr(out, "hold = 90s\n"));
+	CU_ASSERT_PTR_NOT_NULL(strstr(out, "min_gain = 3GiB\n"));
+	CU_ASSERT_EQUAL(load(out, &again, &e), 0);
+	CU_ASSERT_EQUAL(memcmp(&c, &again, sizeof(c)), 0);
+	free(out);
+	config_free(&c);
+	config_free(&again);
+}
+
 static void test_config_help_and_man_name_every_key(void)
 {
 	auto_free char *help = printed(config_print_help);
@@ -521,6 +549,7 @@ int main(void)
 		{ "bad_file", test_config_bad_file_leaves_target_untouched },
 		{ "printed_loads", test_config_printed_file_loads_to_defaults },
 		{ "printed_shipped", test_config_printed_file_is_the_shipped_one },
+		{ "printed_section", test_config_printed_section_loads_to_the_same },
 		{ "help_man", test_config_help_and_man_name_every_key },
 		CU_TEST_INFO_NULL,
 	};
