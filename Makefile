@@ -133,10 +133,11 @@ fuzz: setup
 		$(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/bin/%)
 	$(Q)FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh $(BUILD)/fuzz
 
+$(BUILD)/bin/fuzz_record: $(BUILD)/bench/lib/policy_run.o
 $(BUILD)/bin/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+	$(Q)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lm
 
 # ---- installing ----
 
@@ -231,6 +232,7 @@ $(addprefix $(BUILD)/tests/,test_kvm test_vms test_many_runs): $(BUILD)/tests/li
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit -lm
 
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_ksmd_agents test_preload): $(AGENT_OBJ)
+$(BUILD)/tests/test_policy_run: $(BUILD)/bench/lib/policy_run.o
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(patsubst %,$(BUILD)/tests/%,$(EXCHANGE_TESTS)): $(EXCHANGE_HOOKS_OBJ)
 $(patsubst %,$(BUILD)/tests/unit/%.o,$(EXCHANGE_TESTS)): CPPFLAGS += -DEXCHANGE_HOOKS
