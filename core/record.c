@@ -47,6 +47,8 @@ static const struct field vm_fields[] = {
 	V(mem_merge, BOOL),
 	V(mem_lock, BOOL),
 	V(migrating, BOOL),
+	V(ram_bytes, U64),
+	V(found_ns, U64),
 	V(running, BOOL),
 	V(balloon_allowed, BOOL),
 	V(reservation_bytes, U64),
@@ -58,6 +60,7 @@ static const struct field vm_fields[] = {
 	V(balloon.max_bytes, U64),
 	V(balloon.actual_bytes, U64),
 	V(balloon.told_ns, U64),
+	V(balloon.resets, U64),
 	VE(balloon.stats, GUEST_STATS_GOOD),
 	V(balloon.stats_ns, U64),
 	V(balloon.total_bytes, U64),
@@ -68,6 +71,8 @@ static const struct field vm_fields[] = {
 	V(balloon.swap_out_bytes, U64),
 	V(balloon.major_faults, U64),
 	V(balloon.oom_kills, U64),
+	V(ram_resident_bytes, U64),
+	V(ram_resident_ns, U64),
 	V(pressure.known, BOOL),
 	V(pressure.some_us, U64),
 	V(pressure.full_us, U64),
@@ -78,7 +83,7 @@ static const struct field vm_fields[] = {
 };
 
 /* A member more or less wants a row more or less above, and then this to be set right. */
-_Static_assert(sizeof(struct host_snapshot) == 184 && sizeof(struct vm_snapshot) == 280, "see core/record.c");
+_Static_assert(sizeof(struct host_snapshot) == 184 && sizeof(struct vm_snapshot) == 328, "see core/record.c");
 
 /* ---- writing ---- */
 
