@@ -32,7 +32,7 @@ uint64_t ladder_min_free(uint64_t total_bytes)
 	const uint64_t first = 28 * GIB;
 
 	if (total_bytes <= first)
-		return total_bytes / 1024 * (899 * MIB / (first / 1024));
+		return total_bytes / (first / MIB) * 899;
 	return 899 * MIB + (total_bytes - first) / 100;
 }
 
