@@ -28,7 +28,6 @@ static inline uint64_t less_u64(uint64_t a, uint64_t b)
 struct track {
 	pid_t pid;
 	uint64_t start_ticks;
-	bool seen; /* in the snapshot of this tick */
 
 	/* The guest, as of the statistics of stats_ns; 0: none were good yet */
 	uint64_t stats_ns;

@@ -118,6 +118,13 @@ static void target_set(struct balloon_vm_plan *plan, uint64_t bytes, const char 
 	plan->why = why;
 }
 
+/* Ends what was asked for and is not done yet. */
+static void hold_at_actual(struct balloon_vm_plan *plan, const char *why)
+{
+	plan->target_bytes = plan->actual_bytes;
+	plan->why = why;
+}
+
 /* Also a balloon that stood still, or brought nothing, is let out. */
 static bool may_grow(enum balloon_block block)
 {
@@ -248,7 +255,9 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 	if (t->grown_ns && now_ns - t->grown_ns < p->limits.hold_ns)
 		return false;
 	/* Not before the last step was made, and the guest has told how it took that. */
-	if (t->shrunk_ns && (vm->balloon.stats_ns <= t->shrunk_ns || actual > t->target_bytes + vm_dead_band(vm)))
+	if (t->shrunk_ns && vm->balloon.stats_ns <= t->shrunk_ns)
+		return false;
+	if (t->target_bytes && actual > t->target_bytes + vm_dead_band(vm))
 		return false;
 	return is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
 }
@@ -282,8 +291,7 @@ static void withdraw_stalled(struct balloon_policy *p)
 		const struct track *t = &p->tracks[e->vm];
 
 		if (e->kind == EFFECT_STALLED && t->target_bytes < p->vms[e->vm].actual_bytes)
-			target_set(&p->vms[e->vm], p->vms[e->vm].actual_bytes + MIB - 1,
-				   "the balloon does not move");
+			hold_at_actual(&p->vms[e->vm], "the balloon does not move");
 	}
 }
 

@@ -167,21 +167,29 @@ enum balloon_block track_block(const struct track *t, const struct vm_snapshot *
 void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_bytes, uint64_t now_ns)
 {
 	uint64_t actual = vm->balloon.actual_bytes;
+	bool grow = target_bytes > actual, shrink = target_bytes < actual;
+	/* Asked again before it is done, perhaps for more: the wait for it goes on. */
+	bool waits = t->target_bytes && ((grow && t->target_bytes > actual + vm_dead_band(vm)) ||
+					 (shrink && t->target_bytes + vm_dead_band(vm) < actual));
 
-	if (target_bytes > actual) {
+	t->target_bytes = target_bytes;
+	if (!waits) {
+		t->moved_ns = now_ns;
+		t->moved_bytes = actual;
+	}
+	if (grow) {
 		t->grown_ns = now_ns;
 		t->cut_bytes = 0;
-		t->stalled = false;
-	} else if (target_bytes < actual) {
+		t->stalled = t->stalled && waits;
+	} else if (shrink) {
 		if (!t->cut_bytes) {
 			t->cut_from_bytes = actual;
 			t->cut_resident_bytes = vm->ram_resident_ns ? vm->ram_resident_bytes : 0;
 			t->cut_judged = false;
 		}
 		t->shrunk_ns = now_ns;
-		t->cut_bytes = t->cut_from_bytes > target_bytes ? t->cut_from_bytes - target_bytes : 0;
 	}
-	t->target_bytes = target_bytes;
-	t->moved_ns = now_ns;
-	t->moved_bytes = actual;
+	/* A request that is withdrawn gives back what it took of its own. */
+	if (t->cut_bytes || shrink)
+		t->cut_bytes = less_u64(t->cut_from_bytes, target_bytes);
 }
