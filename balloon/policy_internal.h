@@ -34,6 +34,7 @@ struct track {
 	uint64_t swap_in_bytes, major_faults, oom_kills, resets;
 	uint64_t used_bytes; /* now */
 	uint64_t demand_bytes; /* what it used lately: rises at once, falls slowly */
+	enum balloon_veto objection; /* what is wrong in the guest, whether or not its balloon can help */
 	enum balloon_veto veto;
 	bool reset; /* started anew, and not given its memory back yet */
 	uint64_t entitled_bytes; /* 0: never shared out */

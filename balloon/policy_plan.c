@@ -112,9 +112,10 @@ static uint64_t step_bytes(const struct balloon_policy *p, const struct vm_snaps
 	return vm->balloon.max_bytes / 100 * p->limits.step_percent;
 }
 
-static void target_set(struct balloon_vm_plan *plan, uint64_t bytes, const char *why)
+/* In MiB where it can be: limits need not be, and are kept to the byte. */
+static void target_set(struct balloon_vm_plan *plan, const struct vm_snapshot *vm, uint64_t bytes, const char *why)
 {
-	plan->target_bytes = bytes / MIB * MIB;
+	plan->target_bytes = min_u64(bytes + MIB - 1 - (bytes + MIB - 1) % MIB, vm_limit_bytes(vm));
 	plan->why = why;
 }
 
@@ -143,7 +144,8 @@ static uint64_t urgent_bytes(const struct balloon_policy *p, const struct vm_sna
 {
 	uint64_t actual = vm->balloon.actual_bytes, limit = vm_limit_bytes(vm);
 	bool short_of_right = !is_contested(p) || !t->entitled_bytes || actual < t->entitled_bytes;
-	uint64_t undo = max_u64(t->cut_bytes, short_of_right ? step_bytes(p, vm) : 0);
+	uint64_t cut = t->cut_bytes ? less_u64(t->cut_from_bytes, actual) : 0;
+	uint64_t undo = max_u64(cut, short_of_right ? step_bytes(p, vm) : 0);
 	uint64_t most = is_contested(p) && t->entitled_bytes ? min_u64(t->entitled_bytes, limit) : limit;
 	uint64_t more = t->veto == VETO_FAULTS ? min_u64(part, 2 * step_bytes(p, vm)) : part;
 
@@ -160,15 +162,20 @@ static void grow_urgent(struct balloon_policy *p, const struct host_snapshot *s,
 			shares += s->vms[i].shares;
 	for (size_t i = 0; i < s->vm_count; i++) {
 		const struct vm_snapshot *vm = &s->vms[i];
-		uint64_t target;
+		const struct track *t = &p->tracks[i];
+		uint64_t target, actual = vm->balloon.actual_bytes;
 
-		if (!may_grow(p->vms[i].block) || p->tracks[i].veto == VETO_NONE)
+		if (!may_grow(p->vms[i].block) || t->veto == VETO_NONE)
 			continue;
-		target = urgent_bytes(p, vm, &p->tracks[i],
+		target = urgent_bytes(p, vm, t,
 				      (uint64_t)((double)supply->urgent * (double)vm->shares / (double)shares));
 		shares -= vm->shares;
-		target_set(&p->vms[i], target, balloon_veto_name(p->tracks[i].veto));
-		supply_take(supply, less_u64(target, vm->balloon.actual_bytes));
+		p->vms[i].why = balloon_veto_name(t->veto);
+		if (target > actual)
+			target_set(&p->vms[i], vm, target, p->vms[i].why);
+		else if (t->target_bytes && t->target_bytes < actual)
+			hold_at_actual(&p->vms[i], p->vms[i].why);
+		supply_take(supply, less_u64(target, actual));
 	}
 }
 
@@ -187,7 +194,7 @@ static void grow_needed(struct balloon_policy *p, const struct host_snapshot *s,
 		given = min_u64(less_u64(want, actual), supply->ordinary);
 		if (given < vm_dead_band(vm))
 			continue;
-		target_set(&p->vms[i], actual + given, "guest needs it");
+		target_set(&p->vms[i], vm, actual + given, "guest needs it");
 		supply_take(supply, given);
 	}
 }
@@ -211,7 +218,7 @@ static void grow_spare(struct balloon_policy *p, const struct host_snapshot *s, 
 		given = min_u64(min_u64(missing, max_u64(step_bytes(p, vm), vm_dead_band(vm))), supply->spare);
 		if (given < vm_dead_band(vm))
 			continue;
-		target_set(&p->vms[i], actual + given, "the host has room");
+		target_set(&p->vms[i], vm, actual + given, "the host has room");
 		supply_take(supply, given);
 	}
 }
@@ -227,7 +234,7 @@ static void grow_reset(struct balloon_policy *p, const struct host_snapshot *s)
 		t->reset = false;
 		t->stalled = false;
 		if (t->target_bytes && t->target_bytes < vm_limit_bytes(&s->vms[i]))
-			target_set(&p->vms[i], vm_limit_bytes(&s->vms[i]), "guest was reset");
+			target_set(&p->vms[i], &s->vms[i], vm_limit_bytes(&s->vms[i]), "guest was reset");
 	}
 }
 
@@ -242,6 +249,8 @@ static uint64_t floor_bytes(const struct balloon_policy *p, const struct vm_snap
 		floor = t->used_bytes + less_u64(size, t->used_bytes) / HARD_KEEP_SHARE;
 	else
 		floor = need_bytes(p, vm, t);
+	if (t->objection != VETO_NONE)
+		floor = vm_limit_bytes(vm);
 	return max_u64(min_u64(max_u64(floor, t->entitled_bytes), vm_limit_bytes(vm)), least);
 }
 
@@ -253,6 +262,9 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 	if (p->vms[i].block != BLOCK_NONE || p->vms[i].target_bytes || !t->stats_ns)
 		return false;
 	if (t->grown_ns && now_ns - t->grown_ns < p->limits.hold_ns)
+		return false;
+	/* Above its limit an objection does not help it. */
+	if (t->objection != VETO_NONE && actual <= vm_limit_bytes(vm))
 		return false;
 	/* Not before the last step was made, and the guest has told how it took that. */
 	if (t->shrunk_ns && vm->balloon.stats_ns <= t->shrunk_ns)
@@ -277,7 +289,7 @@ static void shrink(struct balloon_policy *p, const struct host_snapshot *s, bool
 			p->vms[i].why = "nothing idle";
 			continue;
 		}
-		target_set(&p->vms[i], target + MIB - 1, is_contested(p) ? "the host is in need" : "idle memory");
+		target_set(&p->vms[i], vm, target, is_contested(p) ? "the host is in need" : "idle memory");
 	}
 }
 

@@ -79,7 +79,8 @@ static bool faster_than(uint64_t then, uint64_t now, uint64_t per_s, double seco
 }
 
 /* Counters of two statistics tell what the guest went through between them. */
-static enum balloon_veto veto_of(const struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
+static enum balloon_veto objection_of(const struct track *t, const struct vm_snapshot *vm,
+				      const struct balloon_limits *l)
 {
 	const struct vm_balloon *b = &vm->balloon;
 	double seconds = (double)(b->stats_ns - t->stats_ns) / (double)NSEC_PER_SEC;
@@ -114,23 +115,20 @@ static void reset_take(struct track *t, uint64_t resets)
 	t->reset = true;
 	t->stats_ns = 0;
 	t->used_bytes = t->demand_bytes = t->cut_bytes = 0;
-	t->veto = VETO_NONE;
+	t->objection = VETO_NONE;
 }
 
-void track_guest(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
+static void stats_take(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
 {
 	const struct vm_balloon *b = &vm->balloon;
 
-	if (b->resets != t->resets)
-		reset_take(t, b->resets);
 	if (b->stats != GUEST_STATS_GOOD || !b->actual_bytes) {
-		t->veto = VETO_NONE;
+		t->objection = VETO_NONE;
 		return;
 	}
 	if (b->stats_ns == t->stats_ns)
 		return;
-	/* A guest whose balloon takes nothing has no more to be given. */
-	t->veto = b->actual_bytes + vm_dead_band(vm) < vm_limit_bytes(vm) ? veto_of(t, vm, l) : VETO_NONE;
+	t->objection = objection_of(t, vm, l);
 	/* What is not available is used, the kernel's own tables included; it holds whether the guest takes the balloon off its
 	 * total or not (with deflate-on-oom Linux does not). */
 	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes),
@@ -139,6 +137,19 @@ void track_guest(struct track *t, const struct vm_snapshot *vm, const struct bal
 	t->swap_in_bytes = b->swap_in_bytes;
 	t->major_faults = b->major_faults;
 	t->oom_kills = b->oom_kills;
+}
+
+void track_guest(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
+{
+	uint64_t left = vm->balloon.actual_bytes;
+
+	if (vm->balloon.resets != t->resets)
+		reset_take(t, vm->balloon.resets);
+	stats_take(t, vm, l);
+	/* A guest whose balloon takes nothing, and is not asked to, has no more to be given. */
+	if (t->target_bytes)
+		left = min_u64(left, t->target_bytes);
+	t->veto = left + vm_dead_band(vm) < vm_limit_bytes(vm) ? t->objection : VETO_NONE;
 }
 
 enum balloon_block track_block(const struct track *t, const struct vm_snapshot *vm)
