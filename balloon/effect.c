@@ -19,25 +19,24 @@ static uint64_t distance(uint64_t a, uint64_t b)
 	return a > b ? a - b : b - a;
 }
 
-/* No more can be resident than the balloon leaves: what is above that must go. Memory that the guest never touched is cut
- * first, as a rule, and brings nothing. */
+/* No more can be resident than the balloon leaves: what is above that must go, but for what was above it before. Memory
+ * that the guest never touched is cut first, as a rule, and brings nothing. */
 static uint64_t expected_bytes(const struct track *t)
 {
-	uint64_t left = t->cut_from_bytes - t->cut_bytes;
-
-	return t->cut_resident_bytes > left ? t->cut_resident_bytes - left : 0;
+	return less_u64(min_u64(t->judge_resident_bytes, t->judge_from_bytes), t->target_bytes);
 }
 
 static bool cut_judge(struct track *t, const struct vm_snapshot *vm, uint64_t now_ns, struct balloon_effect *e)
 {
 	uint64_t resident = vm->ram_resident_bytes;
 
-	*e = (struct balloon_effect){ .kind = EFFECT_ARRIVED, .asked_bytes = t->cut_bytes,
+	*e = (struct balloon_effect){ .kind = EFFECT_ARRIVED,
+				      .asked_bytes = less_u64(t->judge_from_bytes, t->target_bytes),
 				      .expected_bytes = expected_bytes(t),
-				      .freed_bytes = t->cut_resident_bytes > resident ? t->cut_resident_bytes - resident : 0 };
-	if (t->cut_judged || e->expected_bytes < JUDGE_BYTES_MIN)
+				      .freed_bytes = less_u64(t->judge_resident_bytes, resident) };
+	if (e->expected_bytes < JUDGE_BYTES_MIN)
 		return false;
-	t->cut_judged = true;
+	t->judge_from_bytes = 0;
 	if (e->freed_bytes < e->expected_bytes / JUDGE_SHARE) {
 		e->kind = EFFECT_NOTHING_FREED;
 		t->no_effect_until_ns = now_ns + NO_EFFECT_NS;
@@ -70,7 +69,7 @@ bool effect_look(struct track *t, const struct vm_snapshot *vm, const struct bal
 	if (distance(actual, t->target_bytes) <= vm_dead_band(vm)) {
 		t->moved_ns = now_ns;
 		/* The VMM is told page by page, and may be behind. */
-		return t->cut_bytes && vm->ram_resident_ns > t->shrunk_ns + 2 * NSEC_PER_SEC &&
+		return t->judge_from_bytes && vm->ram_resident_ns > t->shrunk_ns + 2 * NSEC_PER_SEC &&
 		       cut_judge(t, vm, now_ns, ret_effect);
 	}
 	if (distance(actual, t->target_bytes) + MIB <= distance(t->moved_bytes, t->target_bytes)) {

@@ -47,8 +47,9 @@ struct track {
 	/* Where it got to; effect.c's */
 	uint64_t moved_ns, moved_bytes; /* last time that actual came nearer to target, and what it was */
 	uint64_t cut_from_bytes;     /* actual before the cuts of cut_bytes */
-	uint64_t cut_resident_bytes; /* resident then; 0: not known, nothing is expected */
-	bool cut_judged;
+	/* The cuts whose effect is not told yet; 0: none */
+	uint64_t judge_from_bytes;     /* actual before them */
+	uint64_t judge_resident_bytes; /* resident then; 0: not known, nothing is expected */
 	bool stalled; /* until it is retried */
 	uint64_t aside_until_ns; /* stalled: when it is */
 	uint64_t no_effect_until_ns;

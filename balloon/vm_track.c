@@ -114,7 +114,7 @@ static void reset_take(struct track *t, uint64_t resets)
 	t->resets = resets;
 	t->reset = true;
 	t->stats_ns = 0;
-	t->used_bytes = t->demand_bytes = t->cut_bytes = 0;
+	t->used_bytes = t->demand_bytes = t->cut_bytes = t->judge_from_bytes = 0;
 	t->objection = VETO_NONE;
 }
 
@@ -190,13 +190,14 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 	}
 	if (grow) {
 		t->grown_ns = now_ns;
-		t->cut_bytes = 0;
+		t->cut_bytes = t->judge_from_bytes = 0;
 		t->stalled = t->stalled && waits;
 	} else if (shrink) {
-		if (!t->cut_bytes) {
+		if (!t->cut_bytes)
 			t->cut_from_bytes = actual;
-			t->cut_resident_bytes = vm->ram_resident_ns ? vm->ram_resident_bytes : 0;
-			t->cut_judged = false;
+		if (!t->judge_from_bytes) {
+			t->judge_from_bytes = actual;
+			t->judge_resident_bytes = vm->ram_resident_ns ? vm->ram_resident_bytes : 0;
 		}
 		t->shrunk_ns = now_ns;
 	}
