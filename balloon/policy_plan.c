@@ -223,17 +223,26 @@ static void grow_spare(struct balloon_policy *p, const struct host_snapshot *s, 
 	}
 }
 
+/* Whether a command reaches the balloon, and is no harm to what the VM is about. */
+static bool is_reachable(enum balloon_block block)
+{
+	return block != BLOCK_OFF && block != BLOCK_NO_DRIVER && block != BLOCK_NO_DEVICE && block != BLOCK_MIGRATING;
+}
+
 /* A guest boots with the balloon of its last life, and would start in what was left to that. Booting takes little. */
 static void grow_reset(struct balloon_policy *p, const struct host_snapshot *s)
 {
 	for (size_t i = 0; i < s->vm_count; i++) {
 		struct track *t = &p->tracks[i];
+		uint64_t left = s->vms[i].balloon.actual_bytes;
 
-		if (!t->reset || !p->vms[i].actual_bytes || !s->vms[i].balloon.driver || p->vms[i].block == BLOCK_OFF)
+		if (!t->reset || !is_reachable(p->vms[i].block))
 			continue;
 		t->reset = false;
 		t->stalled = false;
-		if (t->target_bytes && t->target_bytes < vm_limit_bytes(&s->vms[i]))
+		if (t->target_bytes)
+			left = min_u64(left, t->target_bytes);
+		if (left < vm_limit_bytes(&s->vms[i]))
 			target_set(&p->vms[i], &s->vms[i], vm_limit_bytes(&s->vms[i]), "guest was reset");
 	}
 }

@@ -109,10 +109,11 @@ static void demand_take(struct track *t, uint64_t used_bytes, double seconds)
 
 /* The guest was started anew: what was known of it is of another life, and what was taken from that is not to be missing
  * while this one boots. */
-static void reset_take(struct track *t, uint64_t resets)
+static void reset_take(struct track *t, const struct vm_balloon *b)
 {
-	t->resets = resets;
+	t->resets = b->resets;
 	t->reset = true;
+	t->stats_void_ns = max_u64(b->stats_ns, t->stats_ns);
 	t->stats_ns = 0;
 	t->used_bytes = t->demand_bytes = t->cut_bytes = t->judge_from_bytes = 0;
 	t->objection = VETO_NONE;
@@ -126,7 +127,7 @@ static void stats_take(struct track *t, const struct vm_snapshot *vm, const stru
 		t->objection = VETO_NONE;
 		return;
 	}
-	if (b->stats_ns == t->stats_ns)
+	if (b->stats_ns == t->stats_ns || b->stats_ns <= t->stats_void_ns)
 		return;
 	t->objection = objection_of(t, vm, l);
 	/* What is not available is used, the kernel's own tables included; it holds whether the guest takes the balloon off its
@@ -144,7 +145,7 @@ void track_guest(struct track *t, const struct vm_snapshot *vm, const struct bal
 	uint64_t left = vm->balloon.actual_bytes;
 
 	if (vm->balloon.resets != t->resets)
-		reset_take(t, vm->balloon.resets);
+		reset_take(t, &vm->balloon);
 	stats_take(t, vm, l);
 	/* A guest whose balloon takes nothing, and is not asked to, has no more to be given. */
 	if (t->target_bytes)
