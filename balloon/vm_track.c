@@ -80,15 +80,14 @@ static bool faster_than(uint64_t then, uint64_t now, uint64_t per_s, double seco
 
 /* Counters of two statistics tell what the guest went through between them. */
 static enum balloon_veto objection_of(const struct track *t, const struct vm_snapshot *vm,
-				      const struct balloon_limits *l)
+				      const struct balloon_limits *l, double seconds)
 {
 	const struct vm_balloon *b = &vm->balloon;
-	double seconds = (double)(b->stats_ns - t->stats_ns) / (double)NSEC_PER_SEC;
 	enum balloon_veto veto = VETO_NONE;
 
 	if (b->available_bytes < vm_keep_bytes(vm, b->actual_bytes, l) / VETO_SHARE)
 		veto = VETO_AVAILABLE;
-	if (!t->stats_ns)
+	if (seconds <= 0)
 		return veto;
 	if (faster_than(t->major_faults, b->major_faults, FAULTS_PER_S, seconds))
 		veto = VETO_FAULTS;
@@ -122,6 +121,7 @@ static void reset_take(struct track *t, const struct vm_balloon *b)
 static void stats_take(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
 {
 	const struct vm_balloon *b = &vm->balloon;
+	double seconds = 0; /* since the statistics before; 0: there are none, or the clock was set back */
 
 	if (b->stats != GUEST_STATS_GOOD || !b->actual_bytes) {
 		t->objection = VETO_NONE;
@@ -129,11 +129,12 @@ static void stats_take(struct track *t, const struct vm_snapshot *vm, const stru
 	}
 	if (b->stats_ns == t->stats_ns || b->stats_ns <= t->stats_void_ns)
 		return;
-	t->objection = objection_of(t, vm, l);
+	if (t->stats_ns && b->stats_ns > t->stats_ns)
+		seconds = (double)(b->stats_ns - t->stats_ns) / (double)NSEC_PER_SEC;
+	t->objection = objection_of(t, vm, l, seconds);
 	/* What is not available is used, the kernel's own tables included; it holds whether the guest takes the balloon off its
 	 * total or not (with deflate-on-oom Linux does not). */
-	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes),
-		    t->stats_ns ? (double)(b->stats_ns - t->stats_ns) / (double)NSEC_PER_SEC : 0);
+	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes), seconds);
 	t->stats_ns = b->stats_ns;
 	t->swap_in_bytes = b->swap_in_bytes;
 	t->major_faults = b->major_faults;
