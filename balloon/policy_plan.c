@@ -247,6 +247,18 @@ static void grow_reset(struct balloon_policy *p, const struct host_snapshot *s)
 	}
 }
 
+/* A reservation that was raised, or that somebody else's command went below. It is the VM's, needed or not. */
+static void grow_reserved(struct balloon_policy *p, const struct host_snapshot *s)
+{
+	for (size_t i = 0; i < s->vm_count; i++) {
+		const struct vm_snapshot *vm = &s->vms[i];
+		uint64_t actual = vm->balloon.actual_bytes, reserved = min_u64(vm->reservation_bytes, vm_limit_bytes(vm));
+
+		if (is_reachable(p->vms[i].block) && max_u64(p->vms[i].target_bytes, actual) < reserved)
+			target_set(&p->vms[i], vm, reserved, "its reservation");
+	}
+}
+
 /* ---- taking ---- */
 
 /* How far this VM may go down now. */
@@ -330,6 +342,7 @@ void plan_make(struct balloon_policy *p, const struct host_snapshot *s)
 	grow_reset(p, s);
 	before = supply.urgent;
 	grow_urgent(p, s, &supply);
+	grow_reserved(p, s);
 	grow_needed(p, s, &supply);
 	grow_spare(p, s, &supply);
 	if (taking)
