@@ -68,6 +68,8 @@ bool effect_look(struct track *t, const struct vm_snapshot *vm, const struct bal
 	}
 	if (distance(actual, t->target_bytes) <= vm_dead_band(vm)) {
 		t->moved_ns = now_ns;
+		if (!t->arrived_ns)
+			t->arrived_ns = now_ns;
 		/* The VMM is told page by page, and may be behind. */
 		return t->judge_from_bytes && vm->ram_resident_ns > t->shrunk_ns + 2 * NSEC_PER_SEC &&
 		       cut_judge(t, vm, now_ns, ret_effect);

@@ -47,6 +47,7 @@ struct track {
 
 	/* Where it got to; effect.c's */
 	uint64_t moved_ns, moved_bytes; /* last time that actual came nearer to target, and what it was */
+	uint64_t arrived_ns; /* when it was first seen where it was asked to be; 0: not yet */
 	uint64_t cut_from_bytes;     /* actual before the cuts of cut_bytes */
 	/* The cuts whose effect is not told yet; 0: none */
 	uint64_t judge_from_bytes;     /* actual before them */

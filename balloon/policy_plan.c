@@ -287,10 +287,10 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 	/* Above its limit an objection does not help it. */
 	if (t->objection != VETO_NONE && actual <= vm_limit_bytes(vm))
 		return false;
-	/* Not before the last step was made, and the guest has told how it took that. */
-	if (t->shrunk_ns && vm->balloon.stats_ns <= t->shrunk_ns)
-		return false;
-	if (t->target_bytes && actual > t->target_bytes + vm_dead_band(vm))
+	/* Not before the last step was made, and the guest has told how it took that: what it told on the way there, less a
+	 * balloon that is there, makes it seem to use less than it does. */
+	if (t->target_bytes &&
+	    (actual > t->target_bytes + vm_dead_band(vm) || vm->balloon.stats_ns <= t->arrived_ns))
 		return false;
 	return is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
 }

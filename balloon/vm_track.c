@@ -186,6 +186,7 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 					 (shrink && t->target_bytes + vm_dead_band(vm) < actual));
 
 	t->target_bytes = target_bytes;
+	t->arrived_ns = 0;
 	if (!waits) {
 		t->moved_ns = now_ns;
 		t->moved_bytes = actual;
