@@ -198,7 +198,7 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 	} else if (shrink) {
 		if (!t->cut_bytes)
 			t->cut_from_bytes = actual;
-		if (!t->judge_from_bytes) {
+		if (!t->judge_from_bytes || !t->judge_resident_bytes) {
 			t->judge_from_bytes = actual;
 			t->judge_resident_bytes = vm->ram_resident_ns ? vm->ram_resident_bytes : 0;
 		}
