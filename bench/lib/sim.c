@@ -95,7 +95,6 @@ static void view(struct run *r, int tick, struct sim_view *v)
 			.actual = g->actual, .free = sim_guest_free(g), .available = sim_guest_available(g),
 			.cache = g->hot + g->cold, .swap_in = g->swap_in_mib, .swap_out = g->swap_out_mib,
 			.major_faults = (uint64_t)g->major_faults, .ooms = g->ooms,
-			.resident = g->touched - g->host_active_out - g->host_idle_out,
 			.rss = g->touched - g->merged - g->host_active_out - g->host_idle_out };
 	}
 	*v = (struct sim_view){ .tick = tick, .total = r->host.total, .available = r->host.available,

@@ -117,20 +117,26 @@ static double reclaim_cold(struct sim_guest *g, double want)
 	return mib;
 }
 
-/* Makes room for an allocation, by whoever allocates. */
-static void make_room(struct sim_guest *g, double want, double *stall)
+/* Makes room for an allocation, by whoever allocates. Returns how much room there is, at most as much as wanted. */
+static double make_room(struct sim_guest *g, double want, double *stall)
 {
-	double lacking = want - room(g), swapped = 0, cold;
+	double have = room(g), lacking = want - have, swapped = 0, cold;
 
 	if (lacking <= 0)
-		return;
+		return want;
 	cold = reclaim_cold(g, lacking);
 	lacking -= cold;
 	if (lacking > 0)
 		lacking -= reclaim_warm(g, lacking, &swapped);
 	*stall += cold * DROP_S + swapped * SWAP_OUT_S;
+	return fmax(0, want - fmax(0, lacking));
+}
+
+/* The same for memory that the guest cannot be without. */
+static void make_room_or_kill(struct sim_guest *g, double want, double *stall)
+{
 	/* The watermark is for such moments. */
-	if (lacking <= WATERMARK * g->size)
+	if (want - make_room(g, want, stall) <= WATERMARK * g->size)
 		return;
 	/* Kills its largest process: what it had is free, and it is started again. */
 	g->ooms++;
@@ -204,7 +210,7 @@ static void let_go(struct sim_guest *g, const struct sim_demand *d)
 /* Reads back what is used and not there; time: what is left of this second. */
 static void fault_in(struct sim_guest *g, double *stall)
 {
-	double time = fmax(0, 1 - g->stall_debt), active, idle, hot;
+	double time = fmax(0, 1 - g->stall_debt), active, idle, hot, got;
 
 	active = fmin(g->active_out, time / SWAP_IN_S);
 	time -= active * SWAP_IN_S;
@@ -215,11 +221,15 @@ static void fault_in(struct sim_guest *g, double *stall)
 	*stall += (active + idle) * SWAP_IN_S + hot * FILE_READ_S;
 	g->active_out -= active;
 	g->idle_out -= idle;
-	g->hot_out -= hot;
-	make_room(g, active + hot + idle, stall);
+	make_room_or_kill(g, active + idle, stall);
 	g->active += active;
 	g->idle += idle;
-	g->hot += hot;
+	/* A page that finds no room is read and thrown away. */
+	hot = fmin(hot, g->hot_out);
+	got = make_room(g, hot, stall);
+	got = fmin(got, g->hot_out);
+	g->hot_out -= got;
+	g->hot += got;
 	g->swap_in_mib += active + idle;
 	g->swapped += active + idle;
 	g->major_faults += (active + idle) * SWAP_MAJOR_FAULTS + hot * FILE_MAJOR_FAULTS;
@@ -228,18 +238,19 @@ static void fault_in(struct sim_guest *g, double *stall)
 static void allocate(struct sim_guest *g, const struct sim_demand *d, double *stall)
 {
 	double kernel = fmax(0, d->kernel - g->kernel), active = fmax(0, d->active - g->active - g->active_out);
-	double idle = fmax(0, d->idle - g->idle - g->idle_out), hot = fmax(0, d->hot - g->hot - g->hot_out), spare;
+	double idle = fmax(0, d->idle - g->idle - g->idle_out), hot = fmax(0, d->hot - g->hot - g->hot_out), got;
 	uint64_t ooms = g->ooms;
 
-	make_room(g, kernel + active + idle + hot, stall);
+	make_room_or_kill(g, kernel + active + idle, stall);
 	if (g->ooms == ooms) {
 		g->kernel += kernel;
 		g->active += active;
 		g->idle += idle;
-		g->hot += hot;
 	}
-	spare = fmax(0, room(g));
-	g->cold += fmin(d->cold_mib_s, spare);
+	got = make_room(g, hot, stall);
+	g->hot += got;
+	g->hot_out += hot - got;
+	g->cold += fmin(d->cold_mib_s, fmax(0, room(g)));
 }
 
 /* Faults in the host, and what it gets back. */

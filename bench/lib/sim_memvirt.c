@@ -10,9 +10,25 @@
 
 #define MIB 1048576.0
 
+/* As balloon/sense.c does: a VM's resident memory is counted in turn with others', a few in a tick, and a guest with an
+ * empty balloon is asked only now and then while the host has room. */
+#define RESIDENT_PER_TICK 4
+#define CALM_TICKS 10
+
+/* What is known of a VM, and since which tick; 0: nothing. */
+struct known {
+	struct sim_vm_view guest;
+	int guest_tick;
+	double resident;
+	int resident_tick;
+};
+
 struct memvirt {
 	struct balloon_policy *policy;
 	struct vm_snapshot *vms;
+	struct known *known;
+	size_t resident_next; /* in the snapshot */
+	enum host_state state;
 	double debt_share; /* of what is merged */
 };
 
@@ -27,7 +43,8 @@ static int start(size_t vms, bool merges, void **ret_state)
 	config_init(&c);
 	m->debt_share = merges ? (double)c.merge_debt_percent / 100 : 0;
 	m->vms = calloc(vms, sizeof(*m->vms));
-	if (m->vms) {
+	m->known = calloc(vms, sizeof(*m->known));
+	if (m->vms && m->known) {
 		struct balloon_limits limits = {
 			.min_free_bytes = c.host_min_free_bytes,
 			.idle_tax_percent = (unsigned int)c.balloon_idle_tax_percent,
@@ -67,6 +84,7 @@ void sim_memvirt_stop(void *state)
 		return;
 	balloon_policy_free(m->policy);
 	free(m->vms);
+	free(m->known);
 	free(m);
 }
 
@@ -75,31 +93,66 @@ static uint64_t bytes(double mib)
 	return mib > 0 ? (uint64_t)(mib * MIB) : 0;
 }
 
-static void snapshot_vm(const struct sim_vm_view *v, uint64_t then_ns, struct vm_snapshot *vm)
+/* A picture is made a second after what it shows. */
+static uint64_t tick_ns(int tick)
 {
+	return (uint64_t)tick * NSEC_PER_SEC;
+}
+
+/* What the guest told last, beside what its VMM tells now. */
+static void snapshot_vm(const struct sim_vm_view *v, const struct known *k, int tick, struct vm_snapshot *vm)
+{
+	const struct sim_vm_view *g = &k->guest;
+
 	*vm = (struct vm_snapshot){
 		.name = "simulated", .uuid = "", .domain = "=", .pid = (pid_t)v->number + 1,
 		.pidfd = -1, .start_ticks = 1, .merge_allowed = true, .mem_merge = true, .running = true,
 		.balloon_allowed = true, .reservation_bytes = bytes(v->floor), .shares = 1000,
-		.rss_anon_bytes = bytes(v->rss), .ram_resident_bytes = bytes(v->resident), .ram_resident_ns = then_ns,
+		.rss_anon_bytes = bytes(v->rss), .ram_resident_bytes = bytes(k->resident),
+		.ram_resident_ns = tick_ns(k->resident_tick),
 		.balloon = {
 			.driver = "qmp", .why = "", .device = BALLOON_DEVICE_PRESENT, .max_bytes = bytes(v->size),
-			.actual_bytes = bytes(v->actual), .told_ns = then_ns, .resets = v->restarts,
-			.stats = GUEST_STATS_GOOD, .stats_ns = then_ns, .total_bytes = bytes(v->actual),
-			.free_bytes = bytes(v->free), .available_bytes = bytes(v->available),
-			.cache_bytes = bytes(v->cache), .swap_in_bytes = bytes(v->swap_in),
-			.swap_out_bytes = bytes(v->swap_out), .major_faults = v->major_faults,
-			.oom_kills = v->ooms,
+			.actual_bytes = bytes(v->actual), .told_ns = tick_ns(tick), .resets = v->restarts,
+			.stats = GUEST_STATS_GOOD, .stats_ns = tick_ns(k->guest_tick),
+			.total_bytes = bytes(g->actual), .free_bytes = bytes(g->free),
+			.available_bytes = bytes(g->available), .cache_bytes = bytes(g->cache),
+			.swap_in_bytes = bytes(g->swap_in), .swap_out_bytes = bytes(g->swap_out),
+			.major_faults = g->major_faults, .oom_kills = g->ooms,
 		},
 	};
+}
+
+static void look(struct memvirt *m, const struct sim_view *v)
+{
+	bool pressed = m->state >= HOST_SOFT;
+	size_t counted = 0;
+
+	for (size_t i = 0; i < v->vm_count; i++) {
+		const struct sim_vm_view *vm = &v->vms[i];
+		struct known *k = &m->known[vm->number];
+		bool ballooned = vm->actual < vm->size - 1;
+
+		if (pressed || ballooned || k->guest_tick == 0 || v->tick - k->guest_tick >= CALM_TICKS) {
+			k->guest = *vm;
+			k->guest_tick = v->tick;
+		}
+		if (i >= m->resident_next && counted < RESIDENT_PER_TICK && (pressed || ballooned)) {
+			k->resident = vm->rss;
+			k->resident_tick = v->tick;
+			m->resident_next = i + 1;
+			counted++;
+		}
+		snapshot_vm(vm, k, v->tick, &m->vms[i]);
+	}
+	if (counted < RESIDENT_PER_TICK)
+		m->resident_next = 0;
 }
 
 int sim_memvirt_decide(void *state, const struct sim_view *v, double *targets)
 {
 	struct memvirt *m = state;
-	uint64_t now_ns = (uint64_t)(v->tick + 1) * NSEC_PER_SEC;
 	struct host_snapshot s = {
-		.taken_ns = now_ns, .mem_total_bytes = bytes(v->total), .mem_available_bytes = bytes(v->available),
+		.taken_ns = tick_ns(v->tick + 1), .mem_total_bytes = bytes(v->total), .mem_available_bytes = bytes(v->available),
 		.swap_total_bytes = bytes(v->swap_total), .swap_free_bytes = bytes(v->swap_free),
 		.pressure = { true, (uint64_t)(v->stall_some_s * 1e6), (uint64_t)(v->stall_full_s * 1e6) },
 		.cow_debt_bytes = bytes(v->merged * m->debt_share), .vms = m->vms, .vm_count = v->vm_count,
@@ -107,10 +160,12 @@ int sim_memvirt_decide(void *state, const struct sim_view *v, double *targets)
 	struct balloon_plan plan;
 	int r;
 
-	for (size_t i = 0; i < v->vm_count; i++)
-		snapshot_vm(&v->vms[i], now_ns - NSEC_PER_SEC, &m->vms[i]);
+	look(m, v);
 	r = balloon_policy_decide(m->policy, &s, &plan);
-	for (size_t i = 0; r == 0 && i < v->vm_count; i++)
+	if (r < 0)
+		return r;
+	m->state = plan.ladder->state;
+	for (size_t i = 0; i < v->vm_count; i++)
 		targets[i] = (double)plan.vms[i].target_bytes / MIB;
-	return r;
+	return 0;
 }

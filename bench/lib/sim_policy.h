@@ -15,7 +15,7 @@ struct sim_vm_view {
 	double free, available, cache; /* the guest's word */
 	double swap_in, swap_out;
 	uint64_t major_faults, ooms;
-	double resident, rss; /* in the host's memory; of it, not shared */
+	double rss; /* in the host's memory and not shared */
 };
 
 struct sim_view {
