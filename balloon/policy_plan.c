@@ -137,19 +137,42 @@ static bool is_contested(const struct balloon_policy *p)
 	return ladder_rows[p->ladder.state].take_all;
 }
 
+/* What a guest that objects could do with, at most. What it has in its swap it may want back; how much it lacks that has
+ * next to nothing available is not known, but within a tick it is hardly more than it has; of file pages that are read
+ * again nobody counts how many are missing. Without these bounds one guest that looks at a few pages of its swap is given
+ * all there is, which others lose in the next ticks. */
+static uint64_t wanted_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
+{
+	uint64_t actual = vm->balloon.actual_bytes, in_swap;
+
+	switch (t->veto) {
+	case VETO_SWAP_IN:
+		if (vm->balloon.swap_out_bytes == BALLOON_UNTOLD || vm->balloon.swap_in_bytes == BALLOON_UNTOLD)
+			return actual + 2 * step_bytes(p, vm);
+		in_swap = less_u64(vm->balloon.swap_out_bytes, vm->balloon.swap_in_bytes);
+		return max_u64(vm_size_for(vm, t->used_bytes + min_u64(in_swap, vm->balloon.max_bytes), &p->limits),
+			       actual + step_bytes(p, vm));
+	case VETO_AVAILABLE: return vm_size_for(vm, 2 * t->used_bytes, &p->limits);
+	case VETO_FAULTS: return actual + 2 * step_bytes(p, vm);
+	default: return UINT64_MAX;
+	}
+}
+
 /* A guest that objects. What was taken from it since it was last given any comes back whatever the host's state, and a step
- * more if it has less than it is entitled to; beyond that, what there is. */
+ * more if it has less than it is entitled to; beyond that, what there is. What is on its way to the guest already is not
+ * called back: it is a matter of seconds, and the target would turn round. */
 static uint64_t urgent_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t,
 			     uint64_t part)
 {
 	uint64_t actual = vm->balloon.actual_bytes, limit = vm_limit_bytes(vm);
+	uint64_t lacking = less_u64(wanted_bytes(p, vm, t), actual);
 	bool short_of_right = !is_contested(p) || !t->entitled_bytes || actual < t->entitled_bytes;
 	uint64_t cut = t->cut_bytes ? less_u64(t->cut_from_bytes, actual) : 0;
-	uint64_t undo = max_u64(cut, short_of_right ? step_bytes(p, vm) : 0);
+	uint64_t undo = max_u64(min_u64(cut, lacking), short_of_right ? step_bytes(p, vm) : 0);
 	uint64_t most = is_contested(p) && t->entitled_bytes ? min_u64(t->entitled_bytes, limit) : limit;
-	uint64_t more = t->veto == VETO_FAULTS ? min_u64(part, 2 * step_bytes(p, vm)) : part;
+	uint64_t target = max_u64(actual + undo, min_u64(actual + min_u64(part, lacking), most));
 
-	return min_u64(max_u64(actual + undo, min_u64(actual + more, most)), limit);
+	return min_u64(max_u64(target, t->target_bytes), limit);
 }
 
 /* Those that object, each its part of what there is by shares; then the rest of it to the next. */
@@ -192,7 +215,7 @@ static void grow_needed(struct balloon_policy *p, const struct host_snapshot *s,
 		if (ladder_rows[p->ladder.state].take_idle && t->entitled_bytes)
 			want = min_u64(want, t->entitled_bytes);
 		given = min_u64(less_u64(want, actual), supply->ordinary);
-		if (given < vm_dead_band(vm))
+		if (given < vm_dead_band(vm) || actual + given <= t->target_bytes)
 			continue;
 		target_set(&p->vms[i], vm, actual + given, "guest needs it");
 		supply_take(supply, given);
@@ -216,7 +239,8 @@ static void grow_spare(struct balloon_policy *p, const struct host_snapshot *s, 
 		    (p->tracks[i].shrunk_ns && s->taken_ns - p->tracks[i].shrunk_ns < p->limits.hold_ns))
 			continue;
 		given = min_u64(min_u64(missing, max_u64(step_bytes(p, vm), vm_dead_band(vm))), supply->spare);
-		if (given < vm_dead_band(vm))
+		/* Nor is more called back that is on its way. */
+		if (given < vm_dead_band(vm) || actual + given <= p->tracks[i].target_bytes)
 			continue;
 		target_set(&p->vms[i], vm, actual + given, "the host has room");
 		supply_take(supply, given);

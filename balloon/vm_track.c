@@ -89,12 +89,16 @@ static enum balloon_veto objection_of(const struct track *t, const struct vm_sna
 		veto = VETO_AVAILABLE;
 	if (seconds <= 0)
 		return veto;
+	if (counter_known(t->oom_kills, b->oom_kills) && b->oom_kills > t->oom_kills)
+		return VETO_OOM;
+	/* A guest with that much free reclaims nothing: what it reads back now it lost before. It needs no more for it, and
+	 * would go on reading for as long as it takes to look at all of its swap. */
+	if (b->free_bytes != BALLOON_UNTOLD && b->free_bytes >= vm_keep_bytes(vm, b->actual_bytes, l))
+		return veto;
 	if (faster_than(t->major_faults, b->major_faults, FAULTS_PER_S, seconds))
 		veto = VETO_FAULTS;
 	if (faster_than(t->swap_in_bytes, b->swap_in_bytes, SWAP_IN_PAGES_PER_S * PAGE_BYTES, seconds))
 		veto = VETO_SWAP_IN;
-	if (counter_known(t->oom_kills, b->oom_kills) && b->oom_kills > t->oom_kills)
-		veto = VETO_OOM;
 	return veto;
 }
 
