@@ -35,6 +35,7 @@ struct track {
 	uint64_t swap_in_bytes, major_faults, oom_kills, resets;
 	uint64_t used_bytes; /* now */
 	uint64_t demand_bytes; /* what it used lately: rises at once, falls slowly */
+	uint64_t ahead_bytes; /* what it will use more by the time that memory given now has arrived */
 	enum balloon_veto objection; /* what is wrong in the guest, whether or not its balloon can help */
 	enum balloon_veto veto;
 	bool reset; /* started anew, and not given its memory back yet */

@@ -22,7 +22,7 @@
 /* What the guest needs, within what it may have. */
 static uint64_t need_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
 {
-	return min_u64(vm_size_for(vm, t->demand_bytes, &p->limits), vm_limit_bytes(vm));
+	return min_u64(vm_size_for(vm, t->demand_bytes + t->ahead_bytes, &p->limits), vm_limit_bytes(vm));
 }
 
 static void claim_make(struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t, struct claim *c)
@@ -210,7 +210,7 @@ static void grow_needed(struct balloon_policy *p, const struct host_snapshot *s,
 		uint64_t actual = vm->balloon.actual_bytes, want = need_bytes(p, vm, t), given;
 
 		if (!may_grow(p->vms[i].block) || p->vms[i].target_bytes || want <= actual ||
-		    less_u64(actual, t->used_bytes) > vm_keep_bytes(vm, actual, &p->limits) / GROW_SHARE)
+		    less_u64(actual, t->used_bytes + t->ahead_bytes) > vm_keep_bytes(vm, actual, &p->limits) / GROW_SHARE)
 			continue;
 		if (ladder_rows[p->ladder.state].take_idle && t->entitled_bytes)
 			want = min_u64(want, t->entitled_bytes);

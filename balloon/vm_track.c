@@ -21,6 +21,10 @@
 #define KEEP_BYTES (64 * MIB)
 #define KEEP_SHARE 8
 
+/* A guest whose use rises goes on for as long as it takes to hear of it, to decide, and to have the balloon move: three
+ * ticks. One without swap has nothing else between a burst and a kill. */
+#define AHEAD_S 3.0
+
 #define ABOUT_EQUAL_SHARE 256 /* 0.4 %; oVirt MOM ignores changes below 0.25 %, Proxmox below 10 MiB */
 #define DEAD_BAND_MIN (4 * MIB)
 
@@ -106,6 +110,7 @@ static void demand_take(struct track *t, uint64_t used_bytes, double seconds)
 {
 	double fallen = (double)t->demand_bytes * exp2(-seconds / DEMAND_HALF_LIFE_S);
 
+	t->ahead_bytes = seconds > 0 ? (uint64_t)((double)less_u64(used_bytes, t->used_bytes) / seconds * AHEAD_S) : 0;
 	t->used_bytes = used_bytes;
 	t->demand_bytes = used_bytes >= t->demand_bytes || (double)used_bytes > fallen ? used_bytes : (uint64_t)fallen;
 }
@@ -118,7 +123,7 @@ static void reset_take(struct track *t, const struct vm_balloon *b)
 	t->reset = true;
 	t->stats_void_ns = max_u64(b->stats_ns, t->stats_ns);
 	t->stats_ns = 0;
-	t->used_bytes = t->demand_bytes = t->cut_bytes = t->judge_from_bytes = 0;
+	t->used_bytes = t->demand_bytes = t->ahead_bytes = t->cut_bytes = t->judge_from_bytes = 0;
 	t->objection = VETO_NONE;
 }
 
