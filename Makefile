@@ -52,7 +52,7 @@ AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm tiny-vmm test_vms test_ma
 CHAOS_BIN := $(addprefix $(BUILD)/tests/,chaos soak chaos-vmm)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
-BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c)))
+BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c))) $(BUILD)/bench/overcommit
 
 PROGRAMS := $(BUILD)/memvirtd $(BUILD)/memvirtctl
 PRELOAD := $(BUILD)/libmemvirt-agent.so
@@ -207,6 +207,13 @@ $(PRELOAD): $(PRELOAD_OBJ) agent/preload.map
 		-Wl,--version-script=agent/preload.map -o $@ $(PRELOAD_OBJ)
 
 $(BUILD)/bench/replay: $(AGENT_OBJ)
+
+# Python: the modules packed into one program.
+$(BUILD)/bench/overcommit: $(wildcard bench/overcommit/*.py)
+	$(call say,PACK,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)rm -rf bench/overcommit/__pycache__
+	$(Q)python3 -m zipapp bench/overcommit -p '/usr/bin/env python3' -o $@
 
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BENCH_LIB_OBJ) $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
