@@ -115,7 +115,9 @@ static uint64_t step_bytes(const struct balloon_policy *p, const struct vm_snaps
 /* In MiB where it can be: limits need not be, and are kept to the byte. */
 static void target_set(struct balloon_vm_plan *plan, const struct vm_snapshot *vm, uint64_t bytes, const char *why)
 {
-	plan->target_bytes = min_u64(bytes + MIB - 1 - (bytes + MIB - 1) % MIB, vm_limit_bytes(vm));
+	plan->target_bytes = bytes + MIB - 1 - (bytes + MIB - 1) % MIB;
+	if (bytes <= vm_limit_bytes(vm))
+		plan->target_bytes = min_u64(plan->target_bytes, vm_limit_bytes(vm));
 	plan->why = why;
 }
 
