@@ -66,7 +66,7 @@ static int run_new(struct run *r, enum sim_trace trace)
 	for (size_t i = 0; i < r->count; i++) {
 		sim_load_init(&r->loads[i], trace, o->seed, i, r->count);
 		r->guests[i].size = r->guests[i].actual = r->guests[i].target = r->loads[i].size_mib;
-		r->guests[i].swap_size = r->loads[i].swap_mib;
+		r->guests[i].swap_size = r->loads[i].swaps ? o->guest_swap * r->loads[i].size_mib : 0;
 	}
 	r->host = (struct sim_host){ .total = o->host_mib, .swap_total = o->host_swap_mib, .guests = r->guests,
 				     .count = r->count, .merger = r->policy->merger,
