@@ -9,7 +9,7 @@
 #include "core/hostmem.h"
 #include "core/log.h"
 
-static struct balloon_limits limits_of(const struct config *c)
+struct balloon_limits balloon_limits_of(const struct config *c)
 {
 	return (struct balloon_limits){
 		.min_free_bytes = c->host_min_free_bytes,
@@ -25,7 +25,7 @@ static struct balloon_limits limits_of(const struct config *c)
 int balloon_new(sd_event *loop, const struct fsio *fs, const struct config *config, struct vmm_registry *registry,
 		struct balloon **ret_balloon)
 {
-	const struct balloon_limits limits = limits_of(config);
+	const struct balloon_limits limits = balloon_limits_of(config);
 	struct balloon *b = calloc(1, sizeof(*b));
 
 	if (!b)
@@ -152,7 +152,7 @@ static void host_log(struct balloon *b, enum host_state before)
 static int decide(void *m, const struct host_snapshot *s)
 {
 	struct balloon *b = m;
-	const struct balloon_limits limits = limits_of(b->config);
+	const struct balloon_limits limits = balloon_limits_of(b->config);
 	enum host_state before = b->plan.ladder ? b->plan.ladder->state : HOST_HIGH;
 	int r;
 
@@ -176,6 +176,11 @@ const struct module_ops balloon_ops = {
 	.decide = decide,
 	.apply = balloon_apply,
 };
+
+const struct balloon_plan *balloon_plan_of(const struct balloon *b, uint64_t taken_ns)
+{
+	return b->decided_ns == taken_ns ? &b->plan : NULL;
+}
 
 /* ---- for people ---- */
 

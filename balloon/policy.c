@@ -152,8 +152,10 @@ int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *
 
 void balloon_policy_not_done(struct balloon_policy *p, size_t i)
 {
-	if (i < p->track_count)
-		p->tracks[i] = p->before[i];
+	if (i >= p->track_count)
+		return;
+	p->tracks[i] = p->before[i];
+	p->vms[i].not_done = true;
 }
 
 uint64_t balloon_policy_idle_bytes(const struct balloon_policy *p)
