@@ -11,10 +11,14 @@ V ?= 0
 WERROR ?= 1
 SAN ?=
 
-PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa
+# 0: without libvirt; by default where its headers are.
+LIBVIRT ?= $(if $(shell pkg-config --exists libvirt && echo yes),1,0)
+
+PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa $(if $(filter 1,$(LIBVIRT)),libvirt)
 DEPS_BUILD := gcc libc6-dev clang libclang-rt-14-dev make pkg-config libsystemd-dev libjansson-dev liburcu-dev \
-	libxxhash-dev libinih-dev libnuma-dev libcunit1-dev
-DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3
+	libxxhash-dev libinih-dev libnuma-dev libvirt-dev libcunit1-dev
+DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3 \
+	libvirt-daemon-system libvirt-clients
 DEPS := $(DEPS_BUILD) $(DEPS_TEST)
 
 WARN := -Wall -Wextra -Wconversion -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
@@ -25,13 +29,14 @@ CFLAGS ?= -O2 -g
 ALL_CFLAGS = -std=gnu11 $(WARN) $(CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) \
 	-MMD -MP $(PKG_CFLAGS) -pthread
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
-PKG_LIBS = $(shell pkg-config --libs $(PKGS))
+PKG_LIBS = -Wl,--as-needed $(shell pkg-config --libs $(PKGS))
 
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),@:,@printf '  %-7s %s\n' $(1) $(2))
 
 LIB_DIRS := core vmm ept ksmd balloon
-LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(LIB_DIRS))))
+LIBVIRT_NOT := $(if $(filter 1,$(LIBVIRT)),balloon/port_libvirt_none.c,balloon/port_libvirt.c balloon/libvirt_%.c)
+LIB_SRC := $(sort $(filter-out $(LIBVIRT_NOT),$(wildcard $(addsuffix /*.c,$(LIB_DIRS)))))
 # What the daemon shares with the agent: packets, hashes, and the repair of a window whose executor died.
 LIB_AGENT_OBJ := $(patsubst %,$(BUILD)/agent/%.o,exchange_repair packet page_hash page_hash_avx2 pagemap uffd)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o) $(LIB_AGENT_OBJ)
