@@ -133,7 +133,9 @@ class Memvirt(Policy):
         if self.process.poll() is not None:
             raise RuntimeError("memvirtd ended by itself")
         answer = self.ask("balloon", "status")
-        self.state = answer and answer.get("state")
+        self.state = answer and answer["host"].get("state")
+        with open(run.dir + "/balloon.jsonl", "a", encoding="ascii") as f:  # for whoever asks why
+            f.write(json.dumps(dict(answer or {}, t=round(run.samples[-1]["t"], 1))) + "\n")
 
     def stop(self):
         if self.process is None:
