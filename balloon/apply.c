@@ -54,14 +54,21 @@ static void effect_log(const struct vm *vm, const struct balloon_effect *e)
 	}
 }
 
+static int set(struct balloon *b, const struct vm *vm, const struct balloon_vm *v, uint64_t bytes)
+{
+	if (!balloon_by_libvirt(vm))
+		return port_qmp_set(v->qmp, bytes);
+	return b->libvirt ? port_libvirt_set(b->libvirt, vm->uuid, vm->pid, bytes) : -ENOTCONN;
+}
+
 static void carry_out(struct balloon *b, const struct vm *vm, size_t i, bool dry_run)
 {
 	const struct balloon_vm_plan *plan = &b->plan.vms[i];
 	struct balloon_vm *v = vm->balloon;
-	int r = dry_run ? 0 : port_qmp_set(v->qmp, plan->target_bytes);
+	int r = dry_run ? 0 : set(b, vm, v, plan->target_bytes);
 
 	target_log(v, vm, plan, b->decided_ns);
-	if (r < 0)
+	if (r < 0 && r != -EBUSY) /* then the command before is still on its way */
 		log_warning("balloon vm=%s cannot be set, ignoring: %s", vm->uuid, strerror(-r));
 	if (r < 0 || dry_run)
 		balloon_policy_not_done(b->policy, i);

@@ -38,12 +38,15 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata)
 	struct balloon *b = userdata;
 	uint64_t now_ns = clock_mono_ns();
 
+	bool libvirt_due = false;
+
 	(void)usec;
 	for (struct vm *vm = vmm_registry_first(b->registry); vm; vm = vm->next) {
 		struct balloon_vm *v = vm->balloon;
 
 		if (!v || !is_due(b, vm, now_ns))
 			continue;
+		libvirt_due |= balloon_by_libvirt(vm);
 		if (!b->refreshed) {
 			port_qmp_refresh(v->qmp, is_calm(b, vm) ? CALM_PERIOD_S : 1);
 		} else {
@@ -51,6 +54,9 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata)
 			v->asked_ns = now_ns;
 		}
 	}
+	/* libvirt asks guests by itself, once a second; what it knows takes one call for all. */
+	if (b->libvirt && libvirt_due && !b->refreshed)
+		port_libvirt_ask(b->libvirt);
 	b->refreshed = !b->refreshed;
 	if (!b->refreshed)
 		return 0;
@@ -74,22 +80,46 @@ void balloon_ask_later(struct balloon *b)
 
 /* ---- taking in ---- */
 
+bool balloon_by_libvirt(const struct vm *vm)
+{
+	return vm->cmdline.libvirt && !*vm->qmp_path;
+}
+
+const struct balloon_told *balloon_told_now(struct balloon *b, const struct vm *vm, struct balloon_vm *v)
+{
+	if (!balloon_by_libvirt(vm))
+		return port_qmp_told(v->qmp);
+	v->libvirt = (struct balloon_told){ .why = "its monitor belongs to libvirt, which is not asked" };
+	if (b->libvirt) {
+		port_libvirt_want(b->libvirt);
+		v->libvirt_known = port_libvirt_told(b->libvirt, vm->uuid, vm->pid, &v->libvirt);
+	}
+	return &v->libvirt;
+}
+
+static void reach(const struct vm *vm, const struct balloon_vm *v, const struct balloon_told *told, struct vm_balloon *out)
+{
+	if (vm->qmp)
+		out->driver = "qmp";
+	else if (balloon_by_libvirt(vm) && v->libvirt_known)
+		out->driver = "libvirt";
+	if (*told->why && (out->driver || balloon_by_libvirt(vm)))
+		out->why = told->why;
+	else if (!out->driver)
+		out->why = vm->why;
+}
+
 static void sense_vm(struct balloon *b, const struct vm *vm, struct balloon_vm *v, struct vm_snapshot *s, uint64_t now_ns)
 {
-	const struct balloon_told *told = port_qmp_told(v->qmp);
+	const struct balloon_told *told = balloon_told_now(b, vm, v);
 	struct vm_balloon *out = &s->balloon;
 
 	s->balloon_allowed = s->balloon_allowed && b->config->balloon_control;
 	*out = (struct vm_balloon){ .why = "", .device = told->device, .actual_bytes = told->actual_bytes,
-				    .told_ns = told->told_ns, .resets = vm->resets,
+				    .told_ns = told->told_ns, .resets = vm->resets + told->resets,
 				    .max_bytes = told->max_bytes ? told->max_bytes : vm->ram_bytes };
 	stats_take(&v->age, told, now_ns, (int64_t)time(NULL), out);
-	if (vm->qmp)
-		out->driver = "qmp";
-	else
-		out->why = vm->why;
-	if (vm->qmp && *told->why)
-		out->why = told->why;
+	reach(vm, v, told, out);
 	s->ram_resident_bytes = v->resident_bytes;
 	s->ram_resident_ns = v->resident_ns;
 }
