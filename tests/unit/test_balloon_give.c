@@ -1,0 +1,487 @@
+/* balloon/policy: what guests get back: objections, need, room, resets, reservations; and who is who over the ticks. */
+#include "balloon/policy.h"
+
+#include "tests/unit/balloon_world.h"
+
+/* ---- objections ---- */
+
+static void object_available(struct vm_balloon *b) { b->available_bytes = b->actual_bytes / 25; }
+static void object_swap(struct vm_balloon *b) { b->swap_in_bytes += 65 * PAGE_BYTES; }
+static void object_faults(struct vm_balloon *b) { b->major_faults += 65; }
+static void object_oom(struct vm_balloon *b) { b->oom_kills++; }
+
+static const struct objection {
+	void (*make)(struct vm_balloon *b);
+	enum balloon_veto veto;
+	const char *why;
+} objections[] = {
+	{ object_available, VETO_AVAILABLE, "guest has little available" },
+	{ object_swap, VETO_SWAP_IN, "guest swaps in" },
+	{ object_faults, VETO_FAULTS, "guest has major faults" },
+	{ object_oom, VETO_OOM, "guest killed for memory" },
+};
+
+/* The guest tells how it is, and that it is not well. */
+static void look_objecting(struct world *w, size_t i, const struct objection *o, unsigned int percent)
+{
+	struct vm_balloon *b = &w->vms[i].balloon;
+
+	b->stats_ns = w->s.taken_ns + NSEC_PER_SEC / 2;
+	b->available_bytes = b->actual_bytes > w->guests[i].used ? b->actual_bytes - w->guests[i].used : 0;
+	o->make(b);
+	w->guests[i].mute = true;
+	world_look(w, percent);
+	w->guests[i].mute = false;
+}
+
+/* All that was taken comes back in the tick of the objection, in whatever state the host is; and nothing is taken after. */
+static void test_objection_brings_back_what_was_taken_at_once(void)
+{
+	for (size_t c = 0; c < ARRAY_SIZE(objections) * HOST_STATES; c++) {
+		const struct objection *o = &objections[c / HOST_STATES];
+		enum host_state state = (enum host_state)(c % HOST_STATES);
+		struct world w;
+		uint64_t taken;
+
+		world_one_guest(&w);
+		world_look_and_obey(&w, 50, 4);
+		taken = WORLD_FULL - world_actual(&w, 0);
+		CU_ASSERT(taken >= WORLD_STEP);
+		look_objecting(&w, 0, o, world_percent[state]);
+		UNIT_CASE(o->why, w.plan.ladder->state == state && w.plan.vms[0].veto == o->veto);
+		UNIT_CASE(o->why, world_target(&w, 0) == WORLD_FULL && strcmp(w.plan.vms[0].why, o->why) == 0);
+		UNIT_CASE(o->why, strcmp(balloon_veto_name(o->veto), o->why) == 0);
+		world_obey(&w);
+		for (size_t i = 0; i < 9; i++) {
+			world_look(&w, 0);
+			UNIT_CASE(o->why, world_target(&w, 0) == 0);
+		}
+		world_look(&w, 0); /* ten seconds later */
+		UNIT_CASE(o->why, world_target(&w, 0) != 0 && world_target(&w, 0) < WORLD_FULL);
+		world_done(&w);
+	}
+}
+
+/* While the balloon is on its way, what it has not taken yet is not given on top of what it has. Not the first objection: a
+ * guest that has little available is entitled to more. */
+static void test_objection_on_the_way_stops_and_gives_no_more(void)
+{
+	for (size_t c = 1; c < ARRAY_SIZE(objections); c++) {
+		struct world w;
+		uint64_t first;
+
+		world_one_guest(&w);
+		w.guests[0].used = 1000 * MIB;
+		world_look(&w, 50);
+		CU_ASSERT(world_target(&w, 0) != 0);
+		look_objecting(&w, 0, &objections[c], 0); /* before it has moved */
+		UNIT_CASE(objections[c].why, world_target(&w, 0) == WORLD_FULL);
+		world_done(&w);
+
+		world_one_guest(&w);
+		world_add(&w, WORLD_FULL); /* so that the first is entitled to no more than it has */
+		w.guests[0].used = w.guests[1].used = 1000 * MIB;
+		w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 3000 * MIB;
+		world_look(&w, 0);
+		first = world_target(&w, 0);
+		CU_ASSERT(first != 0 && first < 3000 * MIB);
+		w.vms[0].balloon.actual_bytes = 2950 * MIB;
+		look_objecting(&w, 0, &objections[c], 0);
+		UNIT_CASE(objections[c].why, world_target(&w, 0) == 3000 * MIB);
+		world_done(&w);
+	}
+}
+
+/* No memory at all, nothing was taken, and it has what it is entitled to: it is left alone, and not taken from. */
+static void test_objection_that_cannot_be_helped_is_still_heard(void)
+{
+	for (size_t c = 1; c < ARRAY_SIZE(objections); c++) {
+		struct world w;
+
+		world_one_guest(&w);
+		world_add(&w, WORLD_FULL);
+		w.guests[0].used = w.guests[1].used = 100 * MIB;
+		w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 3500 * MIB - 4096;
+		world_look(&w, 200); /* counters are rates only from the second look on */
+		for (size_t i = 0; i < 5; i++) {
+			look_objecting(&w, 0, &objections[c], 0);
+			UNIT_CASE(objections[c].why, world_target(&w, 0) == 0 && w.plan.vms[0].veto == objections[c].veto);
+		}
+		world_done(&w);
+	}
+}
+
+static void test_whole_guest_that_objects_is_not_taken_from(void)
+{
+	for (size_t c = 0; c < ARRAY_SIZE(objections); c++) {
+		struct world w;
+
+		world_one_guest(&w);
+		w.guests[0].used = 100 * MIB;
+		world_look(&w, 200);
+		for (size_t i = 0; i < 5; i++) {
+			look_objecting(&w, 0, &objections[c], 0);
+			UNIT_CASE(objections[c].why, world_target(&w, 0) == 0);
+		}
+		world_look(&w, 0);
+		UNIT_CASE(objections[c].why, world_target(&w, 0) != 0);
+		world_done(&w);
+	}
+}
+
+static void test_objection_does_not_help_above_a_limit(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_look(&w, 200);
+	w.vms[0].limit_bytes = 3000 * MIB + 4096;
+	for (size_t i = 0; i < 30; i++) {
+		look_objecting(&w, 0, &objections[i % ARRAY_SIZE(objections)], 0);
+		world_obey(&w);
+	}
+	CU_ASSERT(world_actual(&w, 0) >= 3000 * MIB + 4096 && world_actual(&w, 0) < 3020 * MIB);
+	world_done(&w);
+}
+
+static void test_counters_that_tell_nothing_are_no_objection(void)
+{
+	static const struct {
+		const char *what;
+		uint64_t then, now;
+		uint64_t seconds;
+		bool objects;
+	} cases[] = {
+		{ "not told, then told", BALLOON_UNTOLD, 1000000, 1, false },
+		{ "told, then not", 0, BALLOON_UNTOLD, 1, false },
+		{ "never told", BALLOON_UNTOLD, BALLOON_UNTOLD, 1, false },
+		{ "gone back", 1000000, 500, 1, false },
+		{ "jumped by half of all", 0, UINT64_C(1) << 63, 1, true },
+		{ "as before", 1000, 1000, 1, false },
+		{ "a few in a second", 1000, 1000 + 16, 1, false },
+		{ "one more than that", 1000, 1000 + 17, 1, true },
+		{ "a hundred in ten seconds", 1000, 1000 + 100, 10, false },
+		{ "of another time", 1000, 9000, 0, false },
+	};
+
+	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
+		struct world w;
+		struct vm_balloon *b = &w.vms[0].balloon;
+
+		world_one_guest(&w);
+		world_look_and_obey(&w, 50, 2);
+		w.guests[0].mute = true;
+		b->major_faults = cases[c].then;
+		b->stats_ns = w.s.taken_ns + NSEC_PER_SEC / 2;
+		world_look(&w, 50);
+		b->major_faults = cases[c].now;
+		b->stats_ns += cases[c].seconds ? cases[c].seconds * NSEC_PER_SEC : -NSEC_PER_SEC;
+		w.s.taken_ns += cases[c].seconds * NSEC_PER_SEC;
+		world_look(&w, 50);
+		UNIT_CASE(cases[c].what, w.plan.vms[0].veto == (cases[c].objects ? VETO_FAULTS : VETO_NONE));
+		world_done(&w);
+	}
+}
+
+static void test_objections_have_an_order_and_end(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_look_and_obey(&w, 50, 6);
+	for (size_t i = 0; i < ARRAY_SIZE(objections); i++)
+		objections[i].make(&w.vms[0].balloon);
+	w.vms[0].balloon.stats_ns = w.s.taken_ns + NSEC_PER_SEC / 2;
+	w.guests[0].mute = true;
+	world_look(&w, 50);
+	CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_OOM);
+	w.vms[0].balloon.stats = GUEST_STATS_STALE;
+	world_look(&w, 50);
+	CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_NONE);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	world_done(&w);
+}
+
+/* What is left is shared by those in need, by shares; an eighth of min_free stays. */
+static void test_needy_guests_share_what_is_left(void)
+{
+	struct world w;
+	uint64_t given[2];
+
+	world_one_guest(&w);
+	world_add(&w, WORLD_FULL);
+	for (size_t i = 0; i < 2; i++) {
+		w.vms[i].ram_resident_bytes = w.vms[i].balloon.actual_bytes = 2000 * MIB;
+		w.guests[i].used = 1990 * MIB;
+	}
+	w.vms[1].shares = 3000;
+	world_look(&w, 150);
+	for (size_t i = 0; i < 2; i++)
+		given[i] = world_target(&w, i) - 2000 * MIB;
+	CU_ASSERT(given[0] >= 343 * MIB && given[0] <= 345 * MIB); /* a quarter of 1500 - 125 */
+	CU_ASSERT(given[1] >= 1030 * MIB && given[1] <= 1032 * MIB);
+	world_done(&w);
+}
+
+/* ---- need, room ---- */
+
+static void test_need_is_met_before_it_hurts(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
+	w.guests[0].used = 1790 * MIB; /* more than half of its fifth is left */
+	world_look(&w, 200);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	w.guests[0].used = 1810 * MIB;
+	world_look(&w, 200);
+	CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_NONE);
+	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(1810 * MIB / 80 * 100));
+	CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, "guest needs it");
+	world_done(&w);
+}
+
+/* Not below where the host gets hard, and not where it is; not above a limit. */
+static void test_need_is_met_from_what_there_is(void)
+{
+	static const struct {
+		const char *what;
+		unsigned int percent;
+		uint64_t limit, target;
+	} cases[] = {
+		{ "all of it", 600, 0, 2263 * MIB },
+		{ "what there is", 74, 0, 2100 * MIB },
+		{ "too little to be worth it", 65, 0, 0 },
+		{ "none of a hard host's", 60, 0, 0 },
+		{ "none of a low host's", 0, 0, 0 },
+		{ "up to its limit", 200, 2150 * MIB + 4096, 2150 * MIB + 4096 },
+	};
+
+	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
+		struct world w;
+
+		world_one_guest(&w);
+		w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
+		w.vms[0].limit_bytes = cases[c].limit;
+		w.guests[0].used = 1810 * MIB;
+		world_add(&w, 8 * WORLD_FULL); /* idle: the first is entitled to what it needs */
+		w.guests[1].used = 0;
+		world_look(&w, cases[c].percent);
+		UNIT_CASE(cases[c].what, world_target(&w, 0) == cases[c].target);
+		world_done(&w);
+	}
+}
+
+static void test_high_gives_back_in_steps_and_stays_high(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 3000 * MIB;
+	world_look(&w, 2000);
+	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(3000 * MIB + WORLD_STEP));
+	CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, "the host has room");
+	world_look(&w, 410); /* 400 % stay */
+	CU_ASSERT_EQUAL(world_target(&w, 0), 3100 * MIB);
+	world_look(&w, 401);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	world_look(&w, 300);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	w.vms[0].limit_bytes = 3050 * MIB;
+	world_look(&w, 2000);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 3050 * MIB);
+	world_done(&w);
+}
+
+/* ---- demand ---- */
+
+static void test_demand_rises_at_once_and_falls_by_half_in_twenty_seconds(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	w.guests[0].used = 3200 * MIB;
+	world_look(&w, 600);
+	CU_ASSERT_EQUAL(w.plan.vms[0].demand_bytes, 3200 * MIB);
+	w.guests[0].used = 100 * MIB;
+	for (size_t i = 0; i < 20; i++)
+		world_look(&w, 600);
+	CU_ASSERT(w.plan.vms[0].demand_bytes > 1599 * MIB && w.plan.vms[0].demand_bytes < 1601 * MIB);
+	w.guests[0].mute = true;
+	w.vms[0].balloon.stats_ns -= 5 * NSEC_PER_SEC; /* a clock set back is no time */
+	w.vms[0].balloon.available_bytes = WORLD_FULL - 100 * MIB;
+	world_look(&w, 600);
+	CU_ASSERT(w.plan.vms[0].demand_bytes > 1599 * MIB);
+	w.guests[0].mute = false;
+	for (size_t i = 0; i < 200; i++)
+		world_look(&w, 600);
+	CU_ASSERT_EQUAL(w.plan.vms[0].demand_bytes, 100 * MIB);
+	world_done(&w);
+}
+
+/* ---- resets, reservations ---- */
+
+static void test_reset_guest_boots_with_all_of_its_memory(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_look_and_obey(&w, 50, 6);
+	w.vms[0].balloon.resets = 1; /* statistics are still those of before */
+	w.guests[0].mute = true;
+	world_look(&w, 0);
+	CU_ASSERT_EQUAL(world_target(&w, 0), WORLD_FULL);
+	CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, "guest was reset");
+	CU_ASSERT_EQUAL(w.plan.vms[0].demand_bytes, 0);
+	world_obey(&w);
+	for (size_t i = 0; i < 40; i++) {
+		world_look(&w, 0);
+		CU_ASSERT_EQUAL(world_target(&w, 0), 0); /* nothing is known of it */
+	}
+	w.guests[0].mute = false;
+	world_look(&w, 0);
+	CU_ASSERT(world_target(&w, 0) != 0 && world_target(&w, 0) < WORLD_FULL);
+	world_done(&w);
+}
+
+static void test_reset_waits_for_who_can_be_reached(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_look_and_obey(&w, 50, 6);
+	w.vms[0].migrating = true;
+	w.vms[0].balloon.resets = 3;
+	world_look_and_obey(&w, 0, 5);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	w.vms[0].migrating = false;
+	world_look(&w, 0);
+	CU_ASSERT_EQUAL(world_target(&w, 0), WORLD_FULL);
+	/* Also one that the daemon found with a full balloon. */
+	world_done(&w);
+	world_one_guest(&w);
+	w.vms[0].balloon.actual_bytes = 2500 * MIB;
+	w.vms[0].balloon.resets = 5;
+	world_look(&w, 200);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	w.vms[0].balloon.resets = 6;
+	world_look(&w, 200);
+	CU_ASSERT_EQUAL(world_target(&w, 0), WORLD_FULL);
+	world_done(&w);
+}
+
+static void test_raised_reservation_is_given(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_look_and_obey(&w, 50, 24);
+	CU_ASSERT(world_actual(&w, 0) < 2400 * MIB);
+	w.vms[0].reservation_bytes = 3000 * MIB + 4096;
+	world_look(&w, 0);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 3001 * MIB);
+	CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, "its reservation");
+	world_obey(&w);
+	for (size_t i = 0; i < 30; i++) {
+		world_look_and_obey(&w, 0, 1);
+		CU_ASSERT(world_actual(&w, 0) > 3000 * MIB);
+	}
+	/* An objection brings no less. */
+	w.vms[0].reservation_bytes = 4000 * MIB;
+	look_objecting(&w, 0, &objections[0], 0);
+	CU_ASSERT(world_target(&w, 0) >= 4000 * MIB);
+	world_done(&w);
+}
+
+/* ---- who is who ---- */
+
+static uint64_t demand(const struct world *w, size_t i)
+{
+	return w->plan.vms[i].demand_bytes;
+}
+
+static void test_vms_that_come_go_and_change_places_keep_what_is_theirs(void)
+{
+	struct world w;
+
+	world_new(&w, 64 * GIB);
+	for (uint64_t i = 0; i < 20; i++) {
+		world_add(&w, WORLD_FULL);
+		w.guests[i].used = (i + 1) * 100 * MIB;
+	}
+	for (unsigned int round = 0; round < 500; round++) {
+		world_look(&w, 600);
+		for (size_t i = 0; i < w.s.vm_count; i++)
+			CU_ASSERT_EQUAL(demand(&w, i), w.guests[i].used);
+		for (size_t i = world_random(&w, 3); i > 0 && w.s.vm_count > 0; i--)
+			world_remove(&w, world_random(&w, w.s.vm_count));
+		for (size_t i = world_random(&w, 3); i > 0 && w.s.vm_count < WORLD_VMS; i--)
+			w.guests[world_add(&w, WORLD_FULL)].used = (1 + world_random(&w, 20)) * 100 * MIB;
+		for (size_t i = world_random(&w, 4); i > 0 && w.s.vm_count > 0; i--)
+			world_swap(&w, world_random(&w, w.s.vm_count), world_random(&w, w.s.vm_count));
+		/* Had the track of another been taken for it, its demand would be that one's, fallen a little. */
+	}
+	w.s.vm_count = 0;
+	world_look(&w, 600);
+	CU_ASSERT_EQUAL(w.plan.vm_count, 0);
+	world_done(&w);
+}
+
+static void test_pid_used_again_is_another_vm(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	w.guests[0].used = 3000 * MIB;
+	world_look(&w, 600);
+	w.vms[0].start_ticks++;
+	w.guests[0].used = 100 * MIB;
+	world_look(&w, 600);
+	CU_ASSERT_EQUAL(demand(&w, 0), 100 * MIB);
+	world_done(&w);
+}
+
+/* The name is for people. */
+static void test_two_vms_of_one_name_are_two(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_add(&w, WORLD_FULL);
+	w.guests[1].used = 4000 * MIB;
+	world_look_and_obey(&w, 50, 10);
+	CU_ASSERT(world_actual(&w, 0) < 3500 * MIB);
+	CU_ASSERT_EQUAL(world_actual(&w, 1), WORLD_FULL);
+	world_done(&w);
+}
+
+int main(void)
+{
+	CU_TestInfo tests[] = {
+		{ "test_objection_brings_back_what_was_taken_at_once", test_objection_brings_back_what_was_taken_at_once },
+		{ "test_objection_on_the_way_stops_and_gives_no_more", test_objection_on_the_way_stops_and_gives_no_more },
+		{ "test_objection_that_cannot_be_helped_is_still_heard",
+		  test_objection_that_cannot_be_helped_is_still_heard },
+		{ "test_whole_guest_that_objects_is_not_taken_from", test_whole_guest_that_objects_is_not_taken_from },
+		{ "test_objection_does_not_help_above_a_limit", test_objection_does_not_help_above_a_limit },
+		{ "test_counters_that_tell_nothing_are_no_objection", test_counters_that_tell_nothing_are_no_objection },
+		{ "test_objections_have_an_order_and_end", test_objections_have_an_order_and_end },
+		{ "test_needy_guests_share_what_is_left", test_needy_guests_share_what_is_left },
+		{ "test_need_is_met_before_it_hurts", test_need_is_met_before_it_hurts },
+		{ "test_need_is_met_from_what_there_is", test_need_is_met_from_what_there_is },
+		{ "test_high_gives_back_in_steps_and_stays_high", test_high_gives_back_in_steps_and_stays_high },
+		{ "test_demand_rises_at_once_and_falls_by_half_in_twenty_seconds",
+		  test_demand_rises_at_once_and_falls_by_half_in_twenty_seconds },
+		{ "test_reset_guest_boots_with_all_of_its_memory", test_reset_guest_boots_with_all_of_its_memory },
+		{ "test_reset_waits_for_who_can_be_reached", test_reset_waits_for_who_can_be_reached },
+		{ "test_raised_reservation_is_given", test_raised_reservation_is_given },
+		{ "test_vms_that_come_go_and_change_places_keep_what_is_theirs",
+		  test_vms_that_come_go_and_change_places_keep_what_is_theirs },
+		{ "test_pid_used_again_is_another_vm", test_pid_used_again_is_another_vm },
+		{ "test_two_vms_of_one_name_are_two", test_two_vms_of_one_name_are_two },
+		CU_TEST_INFO_NULL,
+	};
+
+	return unit_main("balloon/give", tests);
+}
