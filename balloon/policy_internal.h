@@ -96,6 +96,8 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 /* Looks at how far the balloon has come. True when there is something to tell: *ret_effect but for "vm". */
 bool effect_look(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l, uint64_t now_ns,
 		 struct balloon_effect *ret_effect);
+/* Whether it will soon be seen what came of taking memory. */
+bool effect_awaited(const struct track *t, uint64_t now_ns);
 
 /* Fills vms[].target_bytes, .entitled_bytes and .why of a policy that has looked at all VMs. policy_plan.c */
 void plan_make(struct balloon_policy *p, const struct host_snapshot *s);

@@ -318,6 +318,9 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 	if (t->target_bytes &&
 	    (actual > t->target_bytes + vm_dead_band(vm) || vm->balloon.stats_ns <= t->arrived_ns))
 		return false;
+	/* A balloon that brings nothing is to cost its guest a step, not all that a balloon may take. */
+	if (!is_contested(p) && effect_awaited(t, now_ns))
+		return false;
 	return is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
 }
 

@@ -30,6 +30,7 @@ struct world_guest {
 	unsigned int period;  /* of its statistics, in ticks */
 	bool frees_nothing;   /* what its balloon takes stays with the VMM */
 	bool mute;	      /* its statistics are the test's */
+	bool uncounted;	      /* what is resident is not counted again */
 
 	/* of the targets so far, for those that watch */
 	uint64_t last_target;
@@ -230,7 +231,8 @@ static inline void world_look(struct world *w, unsigned int percent)
 	for (size_t i = 0; i < w->s.vm_count; i++) {
 		struct vm_balloon *b = &w->vms[i].balloon;
 
-		w->vms[i].ram_resident_ns = w->s.taken_ns;
+		if (!w->guests[i].uncounted)
+			w->vms[i].ram_resident_ns = w->s.taken_ns;
 		if (w->guests[i].mute)
 			continue;
 		b->stats_ns = w->s.taken_ns + NSEC_PER_SEC / 2;

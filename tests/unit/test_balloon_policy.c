@@ -28,7 +28,7 @@ static void test_soft_takes_idle_memory_down_to_what_is_entitled(void)
 	uint64_t held = WORLD_FULL, before;
 
 	world_one_guest(&w);
-	for (size_t i = 0; i < 20; i++) {
+	for (size_t i = 0; i < 48; i++) {
 		world_look(&w, 90);
 		/* What it has and what is free, less what is to be free: 150 % of min_free and an eighth. */
 		CU_ASSERT_EQUAL(w.plan.budget_bytes, held + 900 * MIB - 1500 * MIB - 1500 * MIB / 8);
@@ -190,7 +190,7 @@ static void test_idle_guests_give_and_busy_ones_do_not(void)
 	w.guests[0].used = 500 * MIB;
 	busy = world_add(&w, WORLD_FULL);
 	w.guests[busy].used = 3400 * MIB;
-	world_look_and_obey(&w, 70, 6);
+	world_look_and_obey(&w, 70, 12);
 	CU_ASSERT(world_actual(&w, 0) < WORLD_FULL - 2 * WORLD_STEP);
 	CU_ASSERT_EQUAL(world_actual(&w, busy), WORLD_FULL);
 	world_done(&w);
