@@ -121,6 +121,18 @@ static void target_set(struct balloon_vm_plan *plan, const struct vm_snapshot *v
 	plan->why = why;
 }
 
+/* Memory for the VM; returns how much. What is on its way is not lessened: it would come and go by what is free from tick to
+ * tick. */
+static uint64_t grow_to(struct balloon_policy *p, size_t i, const struct vm_snapshot *vm, uint64_t bytes, const char *why)
+{
+	uint64_t asked = p->tracks[i].target_bytes;
+
+	if (asked > bytes && asked <= vm_limit_bytes(vm))
+		bytes = asked;
+	target_set(&p->vms[i], vm, bytes, why);
+	return less_u64(p->vms[i].target_bytes, vm->balloon.actual_bytes);
+}
+
 /* Ends what was asked for and is not done yet. */
 static void hold_at_actual(struct balloon_vm_plan *plan, const char *why)
 {
@@ -197,10 +209,9 @@ static void grow_urgent(struct balloon_policy *p, const struct host_snapshot *s,
 		shares -= vm->shares;
 		p->vms[i].why = balloon_veto_name(t->veto);
 		if (target > actual)
-			target_set(&p->vms[i], vm, target, p->vms[i].why);
+			supply_take(supply, grow_to(p, i, vm, target, p->vms[i].why));
 		else if (t->target_bytes && t->target_bytes < actual)
 			hold_at_actual(&p->vms[i], p->vms[i].why);
-		supply_take(supply, less_u64(target, actual));
 	}
 }
 
@@ -219,8 +230,7 @@ static void grow_needed(struct balloon_policy *p, const struct host_snapshot *s,
 		given = min_u64(less_u64(want, actual), supply->ordinary);
 		if (given < vm_dead_band(vm) || actual + given <= t->target_bytes)
 			continue;
-		target_set(&p->vms[i], vm, actual + given, "guest needs it");
-		supply_take(supply, given);
+		supply_take(supply, grow_to(p, i, vm, actual + given, "guest needs it"));
 	}
 }
 
@@ -244,8 +254,7 @@ static void grow_spare(struct balloon_policy *p, const struct host_snapshot *s, 
 		/* Nor is more called back that is on its way. */
 		if (given < vm_dead_band(vm) || actual + given <= p->tracks[i].target_bytes)
 			continue;
-		target_set(&p->vms[i], vm, actual + given, "the host has room");
-		supply_take(supply, given);
+		supply_take(supply, grow_to(p, i, vm, actual + given, "the host has room"));
 	}
 }
 

@@ -275,22 +275,48 @@ static void test_need_is_met_from_what_there_is(void)
 
 static void test_high_gives_back_in_steps_and_stays_high(void)
 {
+	static const struct {
+		const char *what;
+		unsigned int percent;
+		uint64_t limit, target;
+	} cases[] = {
+		{ "a step", 2000, 0, 3205 * MIB },
+		{ "400 % stay", 410, 0, 3100 * MIB },
+		{ "too little", 401, 0, 0 },
+		{ "a host that is clear", 300, 0, 0 },
+		{ "up to a limit", 2000, 3050 * MIB, 3050 * MIB },
+	};
+
+	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
+		struct world w;
+
+		world_one_guest(&w);
+		w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 3000 * MIB;
+		w.vms[0].limit_bytes = cases[c].limit;
+		world_look(&w, cases[c].percent);
+		UNIT_CASE(cases[c].what, world_target(&w, 0) == cases[c].target);
+		CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, cases[c].target ? "the host has room" : "");
+		world_done(&w);
+	}
+}
+
+/* While its balloon is on its way, and whatever is free by then. */
+static void test_given_memory_is_not_taken_back_on_its_way(void)
+{
 	struct world w;
 
 	world_one_guest(&w);
-	w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 3000 * MIB;
-	world_look(&w, 2000);
-	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(3000 * MIB + WORLD_STEP));
-	CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, "the host has room");
-	world_look(&w, 410); /* 400 % stay */
-	CU_ASSERT_EQUAL(world_target(&w, 0), 3100 * MIB);
-	world_look(&w, 401);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
-	world_look(&w, 300);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
-	w.vms[0].limit_bytes = 3050 * MIB;
-	world_look(&w, 2000);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 3050 * MIB);
+	w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
+	w.guests[0].used = 1990 * MIB;
+	world_look(&w, 150);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 3375 * MIB);
+	w.vms[0].balloon.actual_bytes = 2100 * MIB;
+	w.guests[0].used = 2090 * MIB;
+	world_look(&w, 100);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 3375 * MIB);
+	w.vms[0].limit_bytes = 3000 * MIB; /* but for a limit */
+	world_look(&w, 100);
+	CU_ASSERT(world_target(&w, 0) <= 3000 * MIB);
 	world_done(&w);
 }
 
@@ -471,6 +497,7 @@ int main(void)
 		{ "test_need_is_met_before_it_hurts", test_need_is_met_before_it_hurts },
 		{ "test_need_is_met_from_what_there_is", test_need_is_met_from_what_there_is },
 		{ "test_high_gives_back_in_steps_and_stays_high", test_high_gives_back_in_steps_and_stays_high },
+		{ "test_given_memory_is_not_taken_back_on_its_way", test_given_memory_is_not_taken_back_on_its_way },
 		{ "test_demand_rises_at_once_and_falls_by_half_in_twenty_seconds",
 		  test_demand_rises_at_once_and_falls_by_half_in_twenty_seconds },
 		{ "test_reset_guest_boots_with_all_of_its_memory", test_reset_guest_boots_with_all_of_its_memory },
