@@ -25,13 +25,34 @@ static uint64_t need_bytes(const struct balloon_policy *p, const struct vm_snaps
 	return min_u64(vm_size_for(vm, t->demand_bytes + t->ahead_bytes, &p->limits), vm_limit_bytes(vm));
 }
 
+static bool is_contested(const struct balloon_policy *p)
+{
+	return ladder_rows[p->ladder.state].take_all;
+}
+
+/* What is not taken from the guest, whatever it is entitled to. */
+static uint64_t untouched_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
+{
+	uint64_t least = vm_min_bytes(vm, &p->limits), size = vm_size_for(vm, t->used_bytes, &p->limits), bytes;
+
+	if (t->objection != VETO_NONE)
+		bytes = vm_limit_bytes(vm);
+	else if (is_contested(p))
+		bytes = t->used_bytes + less_u64(size, t->used_bytes) / HARD_KEEP_SHARE;
+	else
+		bytes = need_bytes(p, vm, t);
+	return max_u64(min_u64(bytes, vm_limit_bytes(vm)), least);
+}
+
+/* What it has and is not taken from it is not there for others: else they would be entitled to what nobody gives. */
 static void claim_make(struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t, struct claim *c)
 {
-	uint64_t limit = vm_limit_bytes(vm), least = vm_min_bytes(vm, &p->limits), need = need_bytes(p, vm, t);
+	uint64_t limit = vm_limit_bytes(vm), held = vm_held_bytes(vm), need = need_bytes(p, vm, t);
 	/* But for its reservation, nobody is kept room for that it neither holds nor needs. */
-	uint64_t most = min_u64(max_u64(vm_held_bytes(vm), need), limit);
+	uint64_t most = min_u64(max_u64(held, need), limit);
+	uint64_t least = max_u64(min_u64(vm_min_bytes(vm, &p->limits), most), min_u64(untouched_bytes(p, vm, t), held));
 
-	*c = (struct claim){ .min_bytes = max_u64(min_u64(vm->reservation_bytes, limit), min_u64(least, most)),
+	*c = (struct claim){ .min_bytes = max_u64(min_u64(vm->reservation_bytes, limit), least),
 			     .active_bytes = need, .shares = vm->shares };
 	c->max_bytes = max_u64(most, c->min_bytes);
 }
@@ -144,11 +165,6 @@ static void hold_at_actual(struct balloon_vm_plan *plan, const char *why)
 static bool may_grow(enum balloon_block block)
 {
 	return block == BLOCK_NONE || block == BLOCK_STALLED || block == BLOCK_NO_EFFECT;
-}
-
-static bool is_contested(const struct balloon_policy *p)
-{
-	return ladder_rows[p->ladder.state].take_all;
 }
 
 /* What a guest that objects could do with, at most. What it has in its swap it may want back; how much it lacks that has
@@ -299,15 +315,7 @@ static void grow_reserved(struct balloon_policy *p, const struct host_snapshot *
 /* How far this VM may go down now. */
 static uint64_t floor_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
 {
-	uint64_t least = vm_min_bytes(vm, &p->limits), size = vm_size_for(vm, t->used_bytes, &p->limits), floor;
-
-	if (is_contested(p))
-		floor = t->used_bytes + less_u64(size, t->used_bytes) / HARD_KEEP_SHARE;
-	else
-		floor = need_bytes(p, vm, t);
-	if (t->objection != VETO_NONE)
-		floor = vm_limit_bytes(vm);
-	return max_u64(min_u64(max_u64(floor, t->entitled_bytes), vm_limit_bytes(vm)), least);
+	return max_u64(untouched_bytes(p, vm, t), min_u64(t->entitled_bytes, vm_limit_bytes(vm)));
 }
 
 static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, uint64_t now_ns)
