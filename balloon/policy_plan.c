@@ -284,17 +284,17 @@ static bool is_reachable(enum balloon_block block)
 static void grow_reset(struct balloon_policy *p, const struct host_snapshot *s)
 {
 	for (size_t i = 0; i < s->vm_count; i++) {
+		uint64_t actual = s->vms[i].balloon.actual_bytes, limit = vm_limit_bytes(&s->vms[i]);
 		struct track *t = &p->tracks[i];
-		uint64_t left = s->vms[i].balloon.actual_bytes;
 
 		if (!t->reset || !is_reachable(p->vms[i].block))
 			continue;
 		t->reset = false;
 		t->stalled = false;
-		if (t->target_bytes)
-			left = min_u64(left, t->target_bytes);
-		if (left < vm_limit_bytes(&s->vms[i]))
-			target_set(&p->vms[i], &s->vms[i], vm_limit_bytes(&s->vms[i]), "guest was reset");
+		if (actual < limit)
+			target_set(&p->vms[i], &s->vms[i], limit, "guest was reset");
+		else if (t->target_bytes && t->target_bytes < actual)
+			hold_at_actual(&p->vms[i], "guest was reset");
 	}
 }
 
