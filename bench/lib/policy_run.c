@@ -346,15 +346,16 @@ static void run_count(const struct policy_replay *r, struct policy_run *run, con
 		if (target) {
 			run->targets++;
 			vm->targets++;
-			run->taken_bytes += less(vm->wanted_bytes, target);
-			run->given_bytes += less(target, vm->wanted_bytes);
 		}
 		if (run->plan[i].veto != VETO_NONE) {
 			run->vetoes++;
 			vm->vetoes++;
 		}
-		if (target && !run->plan[i].not_done)
+		if (target && !run->plan[i].not_done) {
+			run->taken_bytes += less(vm->wanted_bytes, target);
+			run->given_bytes += less(target, vm->wanted_bytes);
 			vm->wanted_bytes = target;
+		}
 		if (!vm->wanted_bytes)
 			continue;
 		vm->least_bytes = least(vm->least_bytes, vm->wanted_bytes);
@@ -386,7 +387,9 @@ static void difference_look(const struct policy_replay *r, struct policy_run *ru
 	for (size_t i = 0; i < s->vm_count && !run->differs_line; i++) {
 		const struct balloon_vm_plan *mine = &run->plan[i], *then = &recorded->plan[i];
 
-		if (mine->target_bytes == then->target_bytes && mine->block == then->block && mine->veto == then->veto)
+		/* Of another policy only what it does counts. */
+		if (mine->target_bytes == then->target_bytes &&
+		    (run->kind == RUN_FILE || (mine->block == then->block && mine->veto == then->veto)))
 			continue;
 		run->differs_line = number;
 		snprintf(run->differs, sizeof(run->differs),
