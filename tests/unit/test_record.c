@@ -41,7 +41,11 @@ static struct vm_snapshot full_vm(void)
 	vm.balloon.swap_out_bytes = ++n;
 	vm.balloon.major_faults = ++n;
 	vm.balloon.oom_kills = ++n;
-	vm.pressure = (struct pressure){ .known = true, .some_us = ++n, .full_us = ++n };
+	vm.ram_resident_bytes = ++n;
+	vm.ram_resident_ns = ++n;
+	vm.pressure.known = true;
+	vm.pressure.some_us = ++n;
+	vm.pressure.full_us = ++n;
 	vm.ksm_mergeable = true;
 	vm.ksm_merging_pages = ++n;
 	vm.rss_anon_bytes = ++n;
