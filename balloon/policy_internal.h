@@ -44,12 +44,11 @@ struct track {
 	/* What was asked of the balloon */
 	uint64_t target_bytes; /* last; 0: nothing */
 	uint64_t grown_ns, shrunk_ns; /* when; 0: never */
-	uint64_t cut_bytes; /* taken since memory was last given back */
+	uint64_t cut_from_bytes; /* actual before the cuts since memory was last given back; 0: none */
 
 	/* Where it got to; effect.c's */
 	uint64_t moved_ns, moved_bytes; /* last time that actual came nearer to target, and what it was */
 	uint64_t arrived_ns; /* when it was first seen where it was asked to be; 0: not yet */
-	uint64_t cut_from_bytes;     /* actual before the cuts of cut_bytes */
 	/* The cuts whose effect is not told yet; 0: none */
 	uint64_t judge_from_bytes;     /* actual before them */
 	uint64_t judge_resident_bytes; /* resident then; 0: not known, nothing is expected */

@@ -197,7 +197,7 @@ static uint64_t urgent_bytes(const struct balloon_policy *p, const struct vm_sna
 	uint64_t actual = vm->balloon.actual_bytes, limit = vm_limit_bytes(vm);
 	uint64_t lacking = less_u64(wanted_bytes(p, vm, t), actual);
 	bool short_of_right = !is_contested(p) || !t->entitled_bytes || actual < t->entitled_bytes;
-	uint64_t cut = t->cut_bytes ? less_u64(t->cut_from_bytes, actual) : 0;
+	uint64_t cut = less_u64(t->cut_from_bytes, actual);
 	uint64_t undo = max_u64(min_u64(cut, lacking), short_of_right ? step_bytes(p, vm) : 0);
 	uint64_t most = is_contested(p) && t->entitled_bytes ? min_u64(t->entitled_bytes, limit) : limit;
 	uint64_t target = max_u64(actual + undo, min_u64(actual + min_u64(part, lacking), most));

@@ -123,7 +123,7 @@ static void reset_take(struct track *t, const struct vm_balloon *b)
 	t->reset = true;
 	t->stats_void_ns = max_u64(b->stats_ns, t->stats_ns);
 	t->stats_ns = 0;
-	t->used_bytes = t->demand_bytes = t->ahead_bytes = t->cut_bytes = t->judge_from_bytes = 0;
+	t->used_bytes = t->demand_bytes = t->ahead_bytes = t->cut_from_bytes = t->judge_from_bytes = 0;
 	t->objection = VETO_NONE;
 }
 
@@ -202,10 +202,10 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 	}
 	if (grow) {
 		t->grown_ns = now_ns;
-		t->cut_bytes = t->judge_from_bytes = 0;
+		t->cut_from_bytes = t->judge_from_bytes = 0;
 		t->stalled = t->stalled && waits;
 	} else if (shrink) {
-		if (!t->cut_bytes)
+		if (!t->cut_from_bytes)
 			t->cut_from_bytes = actual;
 		if (!t->judge_from_bytes || !t->judge_resident_bytes) {
 			t->judge_from_bytes = actual;
@@ -213,7 +213,4 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 		}
 		t->shrunk_ns = now_ns;
 	}
-	/* A request that is withdrawn gives back what it took of its own. */
-	if (t->cut_bytes || shrink)
-		t->cut_bytes = less_u64(t->cut_from_bytes, target_bytes);
 }

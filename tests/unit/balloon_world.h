@@ -132,7 +132,9 @@ static inline bool world_target_is_sane(const struct world *w, size_t i)
 		return true;
 	if (step < 16 * MIB)
 		step = 16 * MIB;
-	return target >= (vm->reservation_bytes < limit ? vm->reservation_bytes : limit) &&
+	/* What it is entitled to, and has, is not taken either. */
+	return target >= (w->plan.vms[i].entitled_bytes < limit ? w->plan.vms[i].entitled_bytes : limit) &&
+	       target >= (vm->reservation_bytes < limit ? vm->reservation_bytes : limit) &&
 	       target >= (floor < limit ? floor : limit) && actual - target <= step && vm->running &&
 	       vm->balloon.stats == GUEST_STATS_GOOD && w->plan.ladder->state >= HOST_SOFT;
 }

@@ -76,7 +76,7 @@ static void test_balloon_that_moves_again_is_told(void)
 	world_look(&w, 90);
 	CU_ASSERT(told(&w, EFFECT_MOVES_AGAIN));
 	CU_ASSERT_EQUAL(w.plan.vms[0].block, BLOCK_NONE);
-	CU_ASSERT(world_target(&w, 0) != 0);
+	CU_ASSERT(world_target(&w, 0) != 0 && world_target(&w, 0) < world_actual(&w, 0));
 	world_done(&w);
 }
 
@@ -134,6 +134,8 @@ static void test_stalled_guest_that_objects_gets_back_what_it_gave(void)
 	w.guests[0].used = world_actual(&w, 0);
 	world_look(&w, 0);
 	CU_ASSERT_EQUAL(world_target(&w, 0), WORLD_FULL);
+	world_look(&w, 0); /* and has as long as any other to take it */
+	CU_ASSERT_EQUAL(w.plan.vms[0].block, BLOCK_NONE);
 	world_done(&w);
 }
 
@@ -213,6 +215,7 @@ static void test_next_step_waits_for_the_effect_while_there_is_time(void)
 		{ "as long as it takes to see", 90, false, 4 },
 		{ "no longer than ten, where nobody looks", 90, true, 10 },
 		{ "not at all in need", 50, false, 2 },
+		{ "nor for what is too little to see", 90, false, 2 },
 	};
 
 	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
@@ -221,6 +224,13 @@ static void test_next_step_waits_for_the_effect_while_there_is_time(void)
 
 		world_one_guest(&w);
 		w.guests[0].uncounted = cases[c].uncounted;
+		if (c == 3) { /* steps of 20 MiB */
+			w.limits.step_percent = 1;
+			w.vms[0].balloon.max_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
+			w.vms[0].ram_resident_bytes = 2000 * MIB;
+			w.guests[0].used = 100 * MIB;
+			balloon_policy_set_limits(w.policy, &w.limits);
+		}
 		for (unsigned int i = 0; i <= 2 * cases[c].seconds; i++) {
 			world_look_and_obey(&w, cases[c].percent, 1);
 			steps += world_target(&w, 0) != 0;
@@ -268,6 +278,26 @@ static void test_effect_is_not_judged_by_what_is_not_known(void)
 	}
 }
 
+static void test_cuts_are_judged_once_somebody_counts(void)
+{
+	struct world w;
+	unsigned int tells = 0;
+
+	world_one_guest(&w);
+	w.guests[0].uncounted = true;
+	w.vms[0].ram_resident_ns = 0;
+	w.vms[0].rss_anon_bytes = WORLD_FULL;
+	for (size_t i = 0; i < 40; i++) {
+		world_look(&w, 50);
+		if (world_target(&w, 0))
+			w.vms[0].balloon.actual_bytes = world_target(&w, 0);
+		w.guests[0].uncounted = i < 1;
+		tells += told(&w, EFFECT_NOTHING_FREED);
+	}
+	CU_ASSERT_EQUAL(tells, 1);
+	world_done(&w);
+}
+
 /* What a balloon without effect took is of no use to anybody: a host with room gives it back. */
 static void test_no_effect_is_let_go_when_there_is_room(void)
 {
@@ -303,6 +333,7 @@ int main(void)
 		{ "test_next_step_waits_for_the_effect_while_there_is_time",
 		  test_next_step_waits_for_the_effect_while_there_is_time },
 		{ "test_effect_is_not_judged_by_what_is_not_known", test_effect_is_not_judged_by_what_is_not_known },
+		{ "test_cuts_are_judged_once_somebody_counts", test_cuts_are_judged_once_somebody_counts },
 		{ "test_no_effect_is_let_go_when_there_is_room", test_no_effect_is_let_go_when_there_is_room },
 		CU_TEST_INFO_NULL,
 	};

@@ -18,6 +18,8 @@ static void test_states_take_what_their_row_says(void)
 		CU_ASSERT_EQUAL(world_target(&w, 0), takes[state] ? world_in_mib(WORLD_FULL - WORLD_STEP) : 0);
 		CU_ASSERT_EQUAL(w.plan.budget_bytes != 0, takes[state]);
 		CU_ASSERT_EQUAL(w.plan.vms[0].entitled_bytes != 0, takes[state]);
+		world_look(&w, 600);
+		CU_ASSERT_EQUAL(w.plan.budget_bytes, 0);
 		world_done(&w);
 	}
 }
@@ -66,6 +68,41 @@ static void test_soft_leaves_what_is_only_promised(void)
 	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
 	world_look(&w, 50); /* now it is kept from having more */
 	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(WORLD_FULL - WORLD_STEP));
+	world_done(&w);
+}
+
+/* ... unless that is above a limit. */
+static void test_soft_brings_down_to_a_limit(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	w.vms[0].ram_resident_bytes = 1000 * MIB;
+	w.vms[0].limit_bytes = 4000 * MIB;
+	world_look(&w, 90);
+	CU_ASSERT(world_target(&w, 0) != 0 && world_target(&w, 0) <= 4000 * MIB);
+	world_obey(&w);
+	for (size_t i = 0; i < 20; i++) {
+		world_look(&w, 90);
+		CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	}
+	world_done(&w);
+}
+
+/* What a guest used lately may be used again. */
+static void test_soft_believes_a_smaller_working_set_slowly(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	w.guests[0].used = 3400 * MIB;
+	world_look(&w, 600);
+	w.guests[0].used = 100 * MIB;
+	world_look(&w, 90);
+	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
+	for (size_t i = 0; i < 10; i++)
+		world_look(&w, 90);
+	CU_ASSERT(world_actual(&w, 0) == WORLD_FULL && w.plan.vms[0].block == BLOCK_NONE);
 	world_done(&w);
 }
 
@@ -215,6 +252,30 @@ static void test_shares_decide_among_equals(void)
 	CU_ASSERT_EQUAL(w.plan.budget_bytes, 6000 * MIB - 1500 * MIB - 1500 * MIB / 8);
 	CU_ASSERT_EQUAL(world_in_mib(w.plan.vms[0].entitled_bytes), 1454 * MIB);
 	CU_ASSERT_EQUAL(world_in_mib(w.plan.vms[other].entitled_bytes), 2859 * MIB);
+	world_done(&w);
+}
+
+/* Nobody is kept room for what it neither has nor needs, but for its reservation. */
+static void test_entitled_to_what_is_held_needed_or_reserved(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_add(&w, WORLD_FULL);
+	w.guests[0].used = 500 * MIB;
+	w.guests[1].used = 0;
+	w.vms[0].ram_resident_bytes = 1500 * MIB;
+	w.vms[0].shares = 100000;
+	world_look(&w, 90);
+	CU_ASSERT_EQUAL(w.plan.vms[0].entitled_bytes, 1500 * MIB);
+	w.guests[0].used = 1600 * MIB;
+	world_look(&w, 90);
+	world_look(&w, 90); /* its use rises no more */
+	CU_ASSERT_EQUAL(world_in_mib(w.plan.vms[0].entitled_bytes), 2000 * MIB);
+	w.vms[0].shares = 1;
+	w.vms[0].reservation_bytes = 3000 * MIB;
+	world_look(&w, 0);
+	CU_ASSERT_EQUAL(w.plan.vms[0].entitled_bytes, 3000 * MIB);
 	world_done(&w);
 }
 
@@ -382,6 +443,9 @@ int main(void)
 		  test_soft_takes_idle_memory_down_to_what_is_entitled },
 		{ "test_hard_takes_half_of_what_guests_keep", test_hard_takes_half_of_what_guests_keep },
 		{ "test_soft_leaves_what_is_only_promised", test_soft_leaves_what_is_only_promised },
+		{ "test_soft_brings_down_to_a_limit", test_soft_brings_down_to_a_limit },
+		{ "test_soft_believes_a_smaller_working_set_slowly", test_soft_believes_a_smaller_working_set_slowly },
+		{ "test_entitled_to_what_is_held_needed_or_reserved", test_entitled_to_what_is_held_needed_or_reserved },
 		{ "test_bounds_of_taking", test_bounds_of_taking },
 		{ "test_next_step_waits_for_balloon_and_guest", test_next_step_waits_for_balloon_and_guest },
 		{ "test_statistics_of_before_do_not_deepen_the_next_step",
