@@ -243,6 +243,9 @@ $(addprefix $(BUILD)/tests/,test_kvm test_vms test_many_runs): $(BUILD)/tests/li
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit -lm
 
+# The simulator, which benches link as well.
+$(BUILD)/tests/test_simulate: $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/sim*.c)))
+
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_ksmd_agents test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_policy_run: $(BUILD)/bench/lib/policy_run.o
 $(BUILD)/tests/test_recorder: $(BUILD)/daemon/recorder.o

@@ -92,7 +92,7 @@ static void view(struct run *r, int tick, struct sim_view *v)
 			continue;
 		r->views[n++] = (struct sim_vm_view){
 			.number = i, .restarts = g->restarts, .size = g->size, .floor = g->size * r->options->floor,
-			.actual = g->actual, .free = sim_guest_free(g), .available = sim_guest_available(g),
+			.actual = g->actual, .shares = 1000, .free = sim_guest_free(g), .available = sim_guest_available(g),
 			.cache = g->hot + g->cold, .swap_in = g->swap_in_mib, .swap_out = g->swap_out_mib,
 			.major_faults = (uint64_t)g->major_faults, .ooms = g->ooms,
 			.rss = g->touched - g->merged - g->host_active_out - g->host_idle_out };
