@@ -88,15 +88,15 @@ static void look_silent(struct report *r)
 
 	if (!f->vm->running)
 		add(r, DOCTOR_NOTE, "", same_fix(""), "paused: whether its guest has a balloon driver is not known");
-	else if (f->told && !f->told->period_s && f->libvirt)
-		add(r, DOCTOR_ERROR, "memory is taken only from guests that tell how they are doing",
-		    same_fix("virsh edit, in <memballoon>: <stats period='5'/>; at once: virsh dommemstat NAME --period 5 --live"),
-		    "its guest is not asked for statistics");
 	else if (!f->asks && f->told && !f->told->period_s)
 		add(r, DOCTOR_NOTE, "", same_fix("start memvirtd, which asks the guest"),
 		    "no daemon runs: whether its guest has a balloon driver is not known");
 	else if (f->taken_ns - f->vm->found_ns < ANSWER_NS)
 		add(r, DOCTOR_NOTE, "", same_fix("ask again in a few seconds"), "found just now: its guest has not answered yet");
+	else if (f->told && !f->told->period_s && f->libvirt)
+		add(r, DOCTOR_ERROR, "memory is taken only from guests that tell how they are doing",
+		    same_fix("virsh edit, in <memballoon>: <stats period='5'/>; at once: virsh dommemstat NAME --period 5 --live"),
+		    "its guest is not asked for statistics, and that could not be changed");
 	else
 		add(r, DOCTOR_ERROR, "memory is taken only from guests that tell how they are doing",
 		    same_fix("in the guest: modprobe virtio_balloon (Linux), or the balloon driver and service of virtio-win "

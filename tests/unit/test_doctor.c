@@ -84,7 +84,7 @@ static const struct {
 	{ NAMED(no_answer), { { E, "no balloon driver in the guest", "modprobe virtio_balloon", "modprobe virtio_balloon" }, NONE } },
 	{ NAMED(no_answer_yet), { { N, "found just now", "ask again", "ask again" }, NONE } },
 	{ NAMED(not_asked), { { E, "", "modprobe", "<stats period='5'/>" }, NONE } },
-	{ NAMED(no_daemon), { { N, "no daemon runs", "start memvirtd", NULL }, NONE } },
+	{ NAMED(no_daemon), { { N, "no daemon runs", "start memvirtd", "start memvirtd" }, NONE } },
 	{ NAMED(paused), { { N, "paused", "", "" }, NONE } },
 	{ NAMED(stale), { { E, "does not answer any more", "look at the guest", "look at the guest" }, NONE } },
 	{ NAMED(paused_stale), { NONE } },
