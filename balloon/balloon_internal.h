@@ -16,9 +16,10 @@ struct balloon_vm {
 	uint64_t resident_bytes, resident_ns; /* ns 0: never counted */
 	struct balloon_vm_plan plan;	      /* the last; a copy */
 	bool planned;
-	uint64_t asked_ns;   /* statistics; 0: never */
+	uint64_t asked_ns;   /* statistics */
 	uint64_t logged_ns;  /* last line about a target, and whether it grew */
 	bool logged_grow;
+	uint64_t resets; /* of the guest, when it was last given all of its memory after one */
 };
 
 struct balloon {
