@@ -13,6 +13,8 @@
 
 /* While the host has room and the balloon is empty, a guest is asked this often: its demand is known when it is needed. */
 #define CALM_PERIOD_S 10
+/* A balloon that is let go keeps what is not worth a command. */
+#define NEARLY_EMPTY_BYTES (UINT64_C(4) << 20)
 
 /* VMs whose resident memory is counted in one tick, at 1 ms each. */
 #define RESIDENT_PER_TICK 4
@@ -23,21 +25,22 @@ static bool is_calm(const struct balloon *b, const struct vm *vm)
 {
 	const struct balloon_told *told = balloon_vm_told(vm);
 
-	return (!b->plan.ladder || b->plan.ladder->state < HOST_SOFT) && told && told->actual_bytes >= told->max_bytes;
+	return (!b->plan.ladder || b->plan.ladder->state < HOST_SOFT) && told &&
+	       told->actual_bytes + NEARLY_EMPTY_BYTES >= told->max_bytes;
 }
 
 static bool is_due(const struct balloon *b, const struct vm *vm, uint64_t now_ns)
 {
 	const struct balloon_vm *v = vm->balloon;
 
-	return !is_calm(b, vm) || !v->asked_ns || now_ns - v->asked_ns >= (CALM_PERIOD_S * NSEC_PER_SEC) - REFRESH_AHEAD_NS;
+	return !is_calm(b, vm) || !balloon_vm_told(vm)->stats_told_ns ||
+	       now_ns - v->asked_ns >= CALM_PERIOD_S * NSEC_PER_SEC - REFRESH_AHEAD_NS;
 }
 
 static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	struct balloon *b = userdata;
 	uint64_t now_ns = clock_mono_ns();
-
 	bool libvirt_due = false;
 
 	(void)usec;
@@ -47,9 +50,10 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata)
 		if (!v || !is_due(b, vm, now_ns))
 			continue;
 		libvirt_due |= balloon_by_libvirt(vm);
-		if (!b->refreshed) {
+		/* How often it is asked is a setting of the VM: a dry run sees what is told anyway. */
+		if (!b->refreshed && !b->fs->dry_run) {
 			port_qmp_refresh(v->qmp, is_calm(b, vm) ? CALM_PERIOD_S : 1);
-		} else {
+		} else if (b->refreshed) {
 			port_qmp_ask(v->qmp);
 			v->asked_ns = now_ns;
 		}
@@ -69,7 +73,9 @@ void balloon_ask_later(struct balloon *b)
 	uint64_t tick_ns = b->config->tick_ms * NSEC_PER_MSEC;
 	uint64_t at_us = (clock_mono_ns() + (tick_ns > REFRESH_AHEAD_NS ? tick_ns - REFRESH_AHEAD_NS : 0)) / 1000;
 
-	b->refreshed = false;
+	/* Ticks may be shorter than it takes a guest to answer. */
+	if (b->refreshed)
+		return;
 	if (!b->ask_timer) {
 		sd_event_add_time(b->loop, &b->ask_timer, CLOCK_MONOTONIC, at_us, 1, on_ask_timer, b);
 		return;

@@ -112,6 +112,7 @@ static void balloon_say(void)
 		{ .command = "qom-get", .with = "deflate-on-oom", .value = told_by_vmm.deflate },
 		{ .command = "balloon", .value = told_by_vmm.set },
 		{ .command = "qom-set", .value = told_by_vmm.set_period },
+		{ .command = "query-uuid", .value = "{\"UUID\": \"" UUID "\"}" },
 		{ .command = "query-status", .value = "{\"status\": \"running\", \"running\": true}" },
 		{ .command = "qom-get", .value = "\"pc-q35-7.2-machine\"" },
 		{ .value = "{}" },
