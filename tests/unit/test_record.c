@@ -31,6 +31,7 @@ static struct vm_snapshot full_vm(void)
 	vm.balloon.max_bytes = ++n;
 	vm.balloon.actual_bytes = ++n;
 	vm.balloon.told_ns = ++n;
+	vm.balloon.resets = ++n;
 	vm.balloon.stats = GUEST_STATS_GOOD;
 	vm.balloon.stats_ns = ++n;
 	vm.balloon.total_bytes = BALLOON_UNTOLD;

@@ -8,7 +8,7 @@
 #include "tests/unit/unit.h"
 
 /* Small enough for all searches to take seconds. */
-#define HOST_MIB 65536.0
+#define HOST_MIB 131072.0
 /* The sanitizers' programs are several times slower. */
 #define SEEDS (UNIT_SANITIZED ? 3 : 12)
 #define TURNS_MAX 2
