@@ -298,6 +298,45 @@ static void test_cuts_are_judged_once_somebody_counts(void)
 	world_done(&w);
 }
 
+/* In need steps follow each other faster than can be seen what they bring: they are judged together. */
+static void test_cuts_are_judged_together(void)
+{
+	struct world w;
+	uint64_t asked = 0;
+
+	world_one_guest(&w);
+	for (size_t i = 0; i < 40 && !asked; i++) {
+		world_look(&w, 50);
+		if (world_target(&w, 0))
+			w.vms[0].balloon.actual_bytes = world_target(&w, 0);
+		asked = told(&w, EFFECT_NOTHING_FREED) ? effect(&w)->asked_bytes : 0;
+	}
+	CU_ASSERT(asked > 3 * WORLD_STEP);
+	CU_ASSERT_EQUAL(asked, WORLD_FULL - world_actual(&w, 0));
+	world_done(&w);
+}
+
+/* What was given back before it was judged is not judged. */
+static void test_cut_that_was_undone_is_forgotten(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_look_and_obey(&w, 50, 1);
+	w.guests[0].used = world_actual(&w, 0);
+	world_look_and_obey(&w, 50, 1);
+	CU_ASSERT_EQUAL(world_actual(&w, 0), WORLD_FULL);
+	w.guests[0].used = 1000 * MIB;
+	w.vms[0].ram_resident_bytes = 3000 * MIB; /* of what is cut next, nothing is resident */
+	for (size_t i = 0; i < 30; i++) {
+		world_look_and_obey(&w, 50, 1);
+		w.guests[0].mute = world_actual(&w, 0) < WORLD_FULL;
+		CU_ASSERT_EQUAL(w.plan.effect_count, 0);
+	}
+	CU_ASSERT(w.guests[0].mute);
+	world_done(&w);
+}
+
 /* What a balloon without effect took is of no use to anybody: a host with room gives it back. */
 static void test_no_effect_is_let_go_when_there_is_room(void)
 {
@@ -334,6 +373,8 @@ int main(void)
 		  test_next_step_waits_for_the_effect_while_there_is_time },
 		{ "test_effect_is_not_judged_by_what_is_not_known", test_effect_is_not_judged_by_what_is_not_known },
 		{ "test_cuts_are_judged_once_somebody_counts", test_cuts_are_judged_once_somebody_counts },
+		{ "test_cuts_are_judged_together", test_cuts_are_judged_together },
+		{ "test_cut_that_was_undone_is_forgotten", test_cut_that_was_undone_is_forgotten },
 		{ "test_no_effect_is_let_go_when_there_is_room", test_no_effect_is_let_go_when_there_is_room },
 		CU_TEST_INFO_NULL,
 	};
