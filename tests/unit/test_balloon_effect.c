@@ -50,6 +50,22 @@ static void test_stalled_balloon_is_set_aside_withdrawn_and_tried_again(void)
 	}
 }
 
+static void test_stall_is_told_of_whom_it_is(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	world_add(&w, WORLD_FULL);
+	for (size_t i = 0; i < 11; i++) {
+		world_look(&w, 50);
+		w.vms[0].balloon.actual_bytes -= 10 * MIB;
+	}
+	CU_ASSERT_FATAL(told(&w, EFFECT_STALLED));
+	CU_ASSERT_EQUAL(effect(&w)->vm, 1);
+	CU_ASSERT(world_target(&w, 0) == 0 && world_target(&w, 1) == WORLD_FULL);
+	world_done(&w);
+}
+
 static void test_slow_balloon_is_not_stalled(void)
 {
 	struct world w;
@@ -361,6 +377,7 @@ int main(void)
 	CU_TestInfo tests[] = {
 		{ "test_stalled_balloon_is_set_aside_withdrawn_and_tried_again",
 		  test_stalled_balloon_is_set_aside_withdrawn_and_tried_again },
+		{ "test_stall_is_told_of_whom_it_is", test_stall_is_told_of_whom_it_is },
 		{ "test_slow_balloon_is_not_stalled", test_slow_balloon_is_not_stalled },
 		{ "test_balloon_that_moves_again_is_told", test_balloon_that_moves_again_is_told },
 		{ "test_paused_guest_is_not_stalled", test_paused_guest_is_not_stalled },

@@ -130,6 +130,8 @@ static void test_whole_guest_that_objects_is_not_taken_from(void)
 		for (size_t i = 0; i < 5; i++) {
 			look_objecting(&w, 0, &objections[c], 0);
 			UNIT_CASE(objections[c].why, world_target(&w, 0) == 0);
+			/* There is nothing to give it, and so nobody else gets less for it. */
+			UNIT_CASE(objections[c].why, w.plan.vms[0].veto == VETO_NONE);
 		}
 		world_look(&w, 0);
 		UNIT_CASE(objections[c].why, world_target(&w, 0) != 0);
