@@ -106,11 +106,13 @@ static enum balloon_veto objection_of(const struct track *t, const struct vm_sna
 	return veto;
 }
 
-static void demand_take(struct track *t, uint64_t used_bytes, double seconds)
+static void demand_take(struct track *t, uint64_t used_bytes, double seconds, uint64_t max_bytes)
 {
 	double fallen = (double)t->demand_bytes * exp2(-seconds / DEMAND_HALF_LIFE_S);
+	double ahead = seconds > 0 ? (double)less_u64(used_bytes, t->used_bytes) / seconds * AHEAD_S : 0;
 
-	t->ahead_bytes = seconds > 0 ? (uint64_t)((double)less_u64(used_bytes, t->used_bytes) / seconds * AHEAD_S) : 0;
+	/* No more than there can be: statistics may follow each other at once. */
+	t->ahead_bytes = (uint64_t)fmin(ahead, (double)max_bytes);
 	t->used_bytes = used_bytes;
 	t->demand_bytes = used_bytes >= t->demand_bytes || (double)used_bytes > fallen ? used_bytes : (uint64_t)fallen;
 }
@@ -143,7 +145,7 @@ static void stats_take(struct track *t, const struct vm_snapshot *vm, const stru
 	t->objection = objection_of(t, vm, l, seconds);
 	/* What is not available is used, the kernel's own tables included; it holds whether the guest takes the balloon off its
 	 * total or not (with deflate-on-oom Linux does not). */
-	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes), seconds);
+	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes), seconds, b->max_bytes);
 	t->stats_ns = b->stats_ns;
 	t->swap_in_bytes = b->swap_in_bytes;
 	t->major_faults = b->major_faults;

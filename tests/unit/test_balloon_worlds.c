@@ -241,7 +241,7 @@ static void vm_garbage(struct world *w, struct vm_snapshot *vm)
 
 	b->max_bytes = world_random(w, 8) ? unit_random(&w->random) >> shift : 0;
 	b->actual_bytes = world_random(w, 4) ? world_random(w, b->max_bytes + 1) : unit_random(&w->random) >> shift;
-	b->stats_ns = world_random(w, 4) ? w->s.taken_ns : unit_random(&w->random);
+	b->stats_ns = world_random(w, 4) ? w->s.taken_ns : world_random(w, 2) ? b->stats_ns + 1 : unit_random(&w->random);
 	b->available_bytes = unit_random(&w->random) >> world_random(w, 64);
 	b->swap_in_bytes = unit_random(&w->random);
 	b->major_faults = unit_random(&w->random);
