@@ -142,14 +142,9 @@ static void target_set(struct balloon_vm_plan *plan, const struct vm_snapshot *v
 	plan->why = why;
 }
 
-/* Memory for the VM; returns how much. What is on its way is not lessened: it would come and go by what is free from tick to
- * tick. */
+/* Memory for the VM; returns how much. */
 static uint64_t grow_to(struct balloon_policy *p, size_t i, const struct vm_snapshot *vm, uint64_t bytes, const char *why)
 {
-	uint64_t asked = p->tracks[i].target_bytes;
-
-	if (asked > bytes && asked <= vm_limit_bytes(vm))
-		bytes = asked;
 	target_set(&p->vms[i], vm, bytes, why);
 	return less_u64(p->vms[i].target_bytes, vm->balloon.actual_bytes);
 }
