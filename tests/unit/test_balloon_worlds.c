@@ -183,7 +183,7 @@ static void lie_rich(struct world *w, struct vm_balloon *b) { (void)w; b->availa
 static void lie_oom(struct world *w, struct vm_balloon *b) { (void)w; b->oom_kills++; }
 static void lie_jumps(struct world *w, struct vm_balloon *b) { (void)w; b->major_faults += UINT64_C(1) << 63; }
 static void lie_back(struct world *w, struct vm_balloon *b) { (void)w; b->swap_in_bytes -= 3 * GIB; }
-static void lie_in_turns(struct world *w, struct vm_balloon *b) { b->available_bytes = w->tick / 3 % 2 ? 0 : b->actual_bytes; }
+static void lie_turns(struct world *w, struct vm_balloon *b) { b->available_bytes = w->tick % 6 < 3 ? 0 : b->actual_bytes; }
 static void lie_reset(struct world *w, struct vm_balloon *b) { b->resets += w->tick % 7 == 0; }
 static void lie_times(struct world *w, struct vm_balloon *b) { b->stats_ns = unit_random(&w->random); }
 
@@ -198,7 +198,7 @@ static void lie_randomly(struct world *w, struct vm_balloon *b)
 }
 
 static void (*const lies[])(struct world *w, struct vm_balloon *b) = {
-	lie_poor, lie_rich, lie_oom, lie_jumps, lie_back, lie_in_turns, lie_reset, lie_times, lie_randomly,
+	lie_poor, lie_rich, lie_oom, lie_jumps, lie_back, lie_turns, lie_reset, lie_times, lie_randomly,
 };
 
 /* The first guest lies; it has a limit, the others reservations, and there is not enough for all. */
