@@ -323,6 +323,28 @@ static void test_objection_brings_no_more_than_it_could_use(void)
 	}
 }
 
+/* Not all that was ever taken, for a few pages that it looks at. */
+static void test_objection_undoes_no_more_than_it_could_use(void)
+{
+	struct world w;
+	struct vm_balloon *b = &w.vms[0].balloon;
+	uint64_t had;
+
+	world_one_guest(&w);
+	w.guests[0].used = 1000 * MIB;
+	world_look_and_obey(&w, 50, 12);
+	had = world_actual(&w, 0);
+	CU_ASSERT(had < WORLD_FULL - 4 * WORLD_STEP);
+	w.guests[0].mute = true;
+	b->stats_ns = w.s.taken_ns + NSEC_PER_SEC / 2;
+	b->swap_in_bytes += MIB;
+	b->swap_out_bytes = b->swap_in_bytes + 8 * MIB;
+	world_look(&w, 0);
+	CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_SWAP_IN);
+	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(had + WORLD_STEP));
+	world_done(&w);
+}
+
 static void test_guest_with_much_free_is_not_short_of_it(void)
 {
 	static const struct {
@@ -392,6 +414,7 @@ int main(void)
 		  test_guest_with_less_than_its_right_gets_a_step_of_nothing },
 		{ "test_only_what_was_taken_last_comes_back", test_only_what_was_taken_last_comes_back },
 		{ "test_objection_brings_no_more_than_it_could_use", test_objection_brings_no_more_than_it_could_use },
+		{ "test_objection_undoes_no_more_than_it_could_use", test_objection_undoes_no_more_than_it_could_use },
 		{ "test_guest_with_much_free_is_not_short_of_it", test_guest_with_much_free_is_not_short_of_it },
 		{ "test_raised_reservation_is_given", test_raised_reservation_is_given },
 		CU_TEST_INFO_NULL,
