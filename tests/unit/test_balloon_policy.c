@@ -214,7 +214,7 @@ static void test_others_give_faster_while_a_guest_starves(void)
 	w.guests[rich].used = 100 * MIB;
 	world_look(&w, 90);
 	CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_AVAILABLE);
-	CU_ASSERT_EQUAL(world_target(&w, rich), world_in_mib(WORLD_FULL - 4 * WORLD_STEP));
+	CU_ASSERT_EQUAL(world_target(&w, rich), world_in_mib(WORLD_FULL - 8 * WORLD_STEP));
 	world_done(&w);
 }
 
