@@ -23,7 +23,7 @@ class Run:
         self.dir = f"{bench.work}/{policy.name}"
         self.guests = []
         self.samples = []  # per second: dict
-        self.overhead = self.used_bytes = 0
+        self.overhead = self.overhead_max = self.used_bytes = 0
         self.go_at = None
 
     def measure(self):
@@ -31,11 +31,13 @@ class Run:
         usage, cache, kernel = self.cgroup.used()
         ram, other = zip(*(g.memory() for g in self.guests))
         overhead = sum(other) + kernel
-        if overhead > self.overhead + MIB:
-            self.overhead = overhead
-            if self.policy.limited:
-                with contextlib.suppress(OSError):  # tried again when it has grown further
+        # Down as well: what of QEMU the host has swapped out is no room for guest RAM.
+        if abs(overhead - self.overhead) > MIB:
+            with contextlib.suppress(OSError):  # what is above cannot be reclaimed now: tried again in a second
+                if self.policy.limited:
                     self.cgroup.set_limit(self.bench.budget * MIB + overhead)
+                self.overhead = overhead
+            self.overhead_max = max(self.overhead_max, overhead)
         self.used_bytes = usage - cache - self.overhead
         for g in self.guests:
             g.listen()
@@ -156,7 +158,8 @@ class Run:
             "wrong": round(sum(g.samples[-1]["wrong"] for g in self.guests if g.samples)),
             "host_swap_out_mib": round(self.swapped_out() / MIB, 1),
             "host_used_mib_max": round(max(s["used"] for s in self.samples) / MIB),
-            "overhead_mib": round(self.overhead / MIB),
+            "guest_ram_mib_max": round(max(sum(s["ram"]) for s in self.samples) / MIB),
+            "overhead_mib": round(self.overhead_max / MIB),
             "guest_cores": round(self.guest_cores, 2),
             "other_cores": round(self.other_cores, 2),
             "shifts": sorted(self.touches(), key=lambda t: t["t"]),
