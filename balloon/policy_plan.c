@@ -345,13 +345,13 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 	return urgent || is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
 }
 
-/* What a guest has never touched it does not miss, and nothing comes back for it: where another starves, steps count from
- * what it holds. */
+/* What a guest has never touched it does not miss, and nothing comes back for it: where another starves, or the host is in
+ * need, steps count from what it holds. Else a guest that fills its page cache meanwhile is faster than its balloon. */
 static uint64_t shrunk_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, bool urgent)
 {
 	uint64_t step = max_u64(step_bytes(p, vm), vm_dead_band(vm));
-	uint64_t least = urgent ? less_u64(vm_held_bytes(vm), URGENT_STEPS * step) :
-				  less_u64(vm->balloon.actual_bytes, step);
+	uint64_t from = urgent || is_contested(p) ? vm_held_bytes(vm) : vm->balloon.actual_bytes;
+	uint64_t least = less_u64(from, urgent ? URGENT_STEPS * step : step);
 
 	return max_u64(floor_bytes(p, vm, &p->tracks[i], urgent), least);
 }

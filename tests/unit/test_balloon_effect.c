@@ -267,9 +267,9 @@ static void test_effect_is_not_judged_by_what_is_not_known(void)
 		unsigned int effects;
 	} cases[] = {
 		{ "never counted", 0, 4096, 0 },
-		{ "never touched", 3000, 3000, 0 },
-		{ "too little above what is left", 3892 + 63, 3892 + 63, 0 },
-		{ "enough", 3892 + 65, 3892 + 65, 1 },
+		{ "never touched", 2300, 2300, 0 },
+		{ "too little above what is left", 2304 + 63, 2304 + 63, 0 },
+		{ "enough", 2304 + 65, 2304 + 65, 1 },
 		{ "a quarter is something", 4096, 4096 - 52, 1 },
 	};
 
@@ -345,7 +345,7 @@ static void test_cut_that_was_undone_is_forgotten(void)
 	world_look_and_obey(&w, 50, 1);
 	CU_ASSERT_EQUAL(world_actual(&w, 0), WORLD_FULL);
 	w.guests[0].used = 1000 * MIB;
-	w.vms[0].ram_resident_bytes = 3000 * MIB; /* of what is cut next, nothing is resident */
+	w.vms[0].ram_resident_bytes = 1400 * MIB; /* of what is cut next, nothing is resident */
 	for (size_t i = 0; i < 30; i++) {
 		world_look_and_obey(&w, 50, 1);
 		w.guests[0].mute = world_actual(&w, 0) < WORLD_FULL;
