@@ -10,6 +10,7 @@
 #include "cli/connection.h"
 #include "cli/run.h"
 #include "cli/show.h"
+#include "cli/translate.h"
 #include "cli/unmerge.h"
 #include "core/cleanup.h"
 
@@ -17,25 +18,35 @@ struct command {
 	const char *name, *request;
 	const char *argument; /* name of its one argument in the request; NULL: none */
 	bool looks;	      /* only looks at the host, so it works without a running daemon too */
-	void (*show)(const json_t *answer); /* NULL: unmerge_command() does it all */
+	void (*show)(const json_t *answer);
 	const char *help;
+	enum { RUN_SHOW, RUN_UNMERGE, RUN_TRANSLATE } run; /* the last two in files of their own, without show */
 };
 
 static const struct command commands[] = {
-	{ "vms", "vms", NULL, true, show_vms, "list the VMs of this host and how well they are known" },
-	{ "estimate", "estimate", NULL, true, show_estimate, "what merging would save, per VM and in total" },
-	{ "sharing", "sharing", NULL, true, show_sharing, "how much each pair of VMs has in common" },
-	{ "merge status", "merge-status", NULL, false, show_merge_status, "what was merged, and why (not) more" },
-	{ "explain", "explain", "vm", true, show_explain, "VM: how it is merged, or every reason why not" },
-	{ "unmerge", "unmerge", "vm", false, NULL, "VM: give it its own memory back, and merge it no more (--undo)" },
-	{ "reload", "reload", NULL, false, show_reload, "load the configuration anew" },
-	{ "status", "status", NULL, false, show_status, "the daemon and the host in short" },
+	{ "vms", "vms", NULL, true, show_vms, "list the VMs of this host and how well they are known", RUN_SHOW },
+	{ "estimate", "estimate", NULL, true, show_estimate, "what merging would save, per VM and in total", RUN_SHOW },
+	{ "sharing", "sharing", NULL, true, show_sharing, "how much each pair of VMs has in common", RUN_SHOW },
+	{ "merge status", "merge-status", NULL, false, show_merge_status, "what was merged, and why (not) more", RUN_SHOW },
+	{ "explain", "explain", "vm", true, show_explain, "VM: how it is merged, or every reason why not", RUN_SHOW },
+	{ "unmerge", "unmerge", "vm", false, NULL, "VM: give it its own memory back, and merge it no more (--undo)",
+	  RUN_UNMERGE },
+	{ "translate", "translate", "vm", true, NULL, "VM: a guest address on its way to the host's frame (--gva)",
+	  RUN_TRANSLATE },
+	{ "reload", "reload", NULL, false, show_reload, "load the configuration anew", RUN_SHOW },
+	{ "status", "status", NULL, false, show_status, "the daemon and the host in short", RUN_SHOW },
 };
+
+/* Long options without a letter. */
+enum { OPT_GVA = 256, OPT_GPA, OPT_HVA, OPT_HPA, OPT_CPU, OPT_CR3 };
 
 static const struct option long_options[] = {
 	{ "json", no_argument, NULL, 'j' },	     { "socket", required_argument, NULL, 's' },
 	{ "config", required_argument, NULL, 'c' }, { "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },	     { "undo", no_argument, NULL, 'u' },
+	{ "gva", required_argument, NULL, OPT_GVA }, { "gpa", required_argument, NULL, OPT_GPA },
+	{ "hva", required_argument, NULL, OPT_HVA }, { "hpa", required_argument, NULL, OPT_HPA },
+	{ "cpu", required_argument, NULL, OPT_CPU }, { "cr3", required_argument, NULL, OPT_CR3 },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -52,25 +63,30 @@ static void usage(FILE *out)
 	      "  -s, --socket PATH   control socket of the daemon\n"
 	      "  -c, --config FILE   configuration, where no daemon is running\n"
 	      "      --undo          with unmerge: the VM may be merged again\n"
+	      "      --gva ADDRESS   with translate: guest-virtual; or --gpa (guest-physical), --hva (in the VMM),\n"
+	      "                      or --hpa of the host without a VM: who has this frame mapped\n"
+	      "      --cpu N         with --gva: by the registers of this CPU (0)\n"
+	      "      --cr3 ADDRESS   with --gva: by these page tables instead of the CPU's\n"
 	      "  -h, --help          this text\n"
 	      "  -V, --version       the version\n",
 	      out);
-}
-
-/* Shown only where somebody watches, and only once it takes a while. */
-static void show_progress(uint64_t done, uint64_t total)
-{
-	if (!isatty(STDERR_FILENO) || total == 0)
-		return;
-	fprintf(stderr, "\r%3u %% of %llu MiB looked at", (unsigned)(done * 100 / total),
-		(unsigned long long)(total >> 8));
-	fflush(stderr);
 }
 
 static void end_progress(void)
 {
 	if (isatty(STDERR_FILENO))
 		fputs("\r\033[K", stderr);
+}
+
+/* Shown only where somebody watches, and only once it takes a while. Of nothing: it is over. */
+static void show_progress(uint64_t done, uint64_t total)
+{
+	if (total == 0)
+		end_progress();
+	else if (isatty(STDERR_FILENO))
+		fprintf(stderr, "\r%3u %% of %llu MiB looked at", (unsigned)(done * 100 / total),
+			(unsigned long long)(total >> 8));
+	fflush(stderr);
 }
 
 /* The command that the words name; *ret_used words belong to its name. */
@@ -124,40 +140,103 @@ static int run(const struct command *command, const struct connection_options *o
 	return ferror(stdout) || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+/* What the options say. */
+struct given {
+	struct connection_options options;
+	struct translate_words words;
+	bool as_json, undo;
+};
+
+/* True, or *ret_status is what the program ends with. */
+static bool option_take(int option, struct given *g, int *ret_status)
+{
+	*ret_status = EXIT_SUCCESS;
+	switch (option) {
+	case 'j':
+		g->as_json = true;
+		return true;
+	case 's':
+		g->options.socket = optarg;
+		return true;
+	case 'c':
+		g->options.config_file = optarg;
+		return true;
+	case 'u':
+		g->undo = true;
+		return true;
+	case OPT_GVA:
+		g->words.gva = optarg;
+		return true;
+	case OPT_GPA:
+		g->words.gpa = optarg;
+		return true;
+	case OPT_HVA:
+		g->words.hva = optarg;
+		return true;
+	case OPT_HPA:
+		g->words.hpa = optarg;
+		return true;
+	case OPT_CPU:
+		g->words.cpu = optarg;
+		return true;
+	case OPT_CR3:
+		g->words.cr3 = optarg;
+		return true;
+	case 'h':
+		usage(stdout);
+		return false;
+	case 'V':
+		puts("memvirtctl " MEMVIRT_VERSION);
+		return false;
+	default:
+		fputs("Try 'memvirtctl --help'.\n", stderr);
+		*ret_status = EXIT_FAILURE;
+		return false;
+	}
+}
+
+/* words are what comes behind the command's name. */
+static int command_run(const struct command *command, struct given *g, char **words, int count)
+{
+	bool translate = command->run == RUN_TRANSLATE, alone = translate && g->words.hpa; /* without a VM */
+
+	if (count != (command->argument && !alone ? 1 : 0)) {
+		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name,
+			alone		    ? "no VM with --hpa" :
+			command->argument ? "one argument: a VM's name, uuid or pid" :
+					      "no argument");
+		return EXIT_FAILURE;
+	}
+	if (g->undo && command->run != RUN_UNMERGE) {
+		fputs("memvirtctl: --undo is for unmerge only\n", stderr);
+		return EXIT_FAILURE;
+	}
+	if (translate_words_any(&g->words) && !translate) {
+		fputs("memvirtctl: addresses, --cpu and --cr3 are for translate only\n", stderr);
+		return EXIT_FAILURE;
+	}
+	g->options.private_daemon = command->looks;
+	switch (command->run) {
+	case RUN_UNMERGE:
+		return unmerge_command(&g->options, words[0], g->undo, g->as_json);
+	case RUN_TRANSLATE:
+		return translate_command(&g->options, count ? words[0] : NULL, &g->words, show_progress, g->as_json);
+	default:
+		return run(command, &g->options, count ? words[0] : NULL, g->as_json);
+	}
+}
+
 int main(int argc, char **argv)
 {
-	struct connection_options options = { 0 };
+	struct given given = { 0 };
 	const struct command *command;
-	bool as_json = false, undo = false;
-	int option, used, left;
+	int option, used, status;
 
 	if (argc > 1 && strcmp(argv[1], "run") == 0) /* before getopt sees what is COMMAND's */
 		return run_command(argc - 1, argv + 1);
-	while ((option = getopt_long(argc, argv, "js:c:hV", long_options, NULL)) != -1) {
-		switch (option) {
-		case 'j':
-			as_json = true;
-			break;
-		case 's':
-			options.socket = optarg;
-			break;
-		case 'c':
-			options.config_file = optarg;
-			break;
-		case 'u':
-			undo = true;
-			break;
-		case 'h':
-			usage(stdout);
-			return EXIT_SUCCESS;
-		case 'V':
-			puts("memvirtctl " MEMVIRT_VERSION);
-			return EXIT_SUCCESS;
-		default:
-			fputs("Try 'memvirtctl --help'.\n", stderr);
-			return EXIT_FAILURE;
-		}
-	}
+	while ((option = getopt_long(argc, argv, "js:c:hV", long_options, NULL)) != -1)
+		if (!option_take(option, &given, &status))
+			return status;
 	signal(SIGPIPE, SIG_IGN);
 	if (optind == argc) {
 		usage(stderr);
@@ -168,18 +247,5 @@ int main(int argc, char **argv)
 		fprintf(stderr, "memvirtctl: unknown command \"%s\"\nTry 'memvirtctl --help'.\n", argv[optind]);
 		return EXIT_FAILURE;
 	}
-	left = argc - optind - used;
-	if (left != (command->argument ? 1 : 0)) {
-		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name,
-			command->argument ? "one argument: a VM's name, uuid or pid" : "no argument");
-		return EXIT_FAILURE;
-	}
-	if (undo && command->show) {
-		fputs("memvirtctl: --undo is for unmerge only\n", stderr);
-		return EXIT_FAILURE;
-	}
-	options.private_daemon = command->looks;
-	if (!command->show) /* it has to be waited for */
-		return unmerge_command(&options, argv[argc - 1], undo, as_json);
-	return run(command, &options, command->argument ? argv[argc - 1] : NULL, as_json);
+	return command_run(command, &given, argv + optind + used, argc - optind - used);
 }

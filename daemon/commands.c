@@ -8,6 +8,7 @@
 #include "daemon/control.h"
 #include "daemon/daemon.h"
 #include "daemon/estimate.h"
+#include "daemon/translate.h"
 
 typedef void (*command_fn)(struct daemon *d, struct control_client *client, const json_t *arguments);
 
@@ -73,6 +74,16 @@ static void run_explain(struct daemon *d, struct control_client *client, const j
 		control_reply(client, render_explain(d, vm));
 }
 
+static void run_translate(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	struct vm *vm = json_object_get(arguments, "hpa") ? NULL : vm_named(d, client, arguments);
+
+	if (vm)
+		translate_request(d, client, vm, arguments);
+	else if (json_object_get(arguments, "hpa"))
+		translate_search_request(d, client, arguments);
+}
+
 static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
 {
 	struct vm *vm = vm_named(d, client, arguments);
@@ -109,7 +120,7 @@ static const struct {
 } commands[] = {
 	{ "vms", run_vms },		    { "status", run_status },	{ "merge-status", run_merge_status },
 	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
-	{ "reload", run_reload },   { "unmerge", run_unmerge },
+	{ "reload", run_reload },   { "unmerge", run_unmerge },	{ "translate", run_translate },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)
@@ -126,4 +137,5 @@ void command_run(struct daemon *d, struct control_client *client, const char *na
 void command_abandon(struct daemon *d, struct control_client *client)
 {
 	estimate_abandon(d, client);
+	translate_abandon(d, client);
 }

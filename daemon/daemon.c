@@ -14,6 +14,7 @@
 #include "daemon/control.h"
 #include "daemon/estimate.h"
 #include "daemon/modules.h"
+#include "daemon/translate.h"
 #include "ept/slots.h"
 
 /* A oneshot daemon answers once its VMs are known, and at the latest after this time. */
@@ -46,7 +47,8 @@ static void on_vm_changed(struct vm *vm, void *userdata)
 {
 	struct ept_view *view = vm->ept;
 
-	(void)userdata;
+	if (!vm->qmp)
+		translate_vm_lost(userdata, vm);
 	if (view && !vm->qmp)
 		ept_view_abandon(view);
 	/* QMP failed before it told the layout: the mappings do. */
@@ -58,6 +60,7 @@ static void on_vm_gone(struct vm *vm, void *userdata)
 {
 	struct daemon *d = userdata;
 
+	translate_vm_lost(d, vm);
 	snapshot_drop_vm(&d->snapshot, vm);
 	vm->ept = ept_view_free(vm->ept);
 }
@@ -295,6 +298,8 @@ static int parts_make(struct daemon *d)
 		r = vmm_registry_new(d->loop, &d->fs, &d->config, &registry_ops, d, &d->registry);
 	if (r == 0)
 		r = estimates_new(d, &d->estimates);
+	if (r == 0)
+		r = translations_new(d, &d->translations);
 	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
 	if (r == 0 && !oneshot)
 		r = control_listen(d, &d->control);
@@ -364,6 +369,7 @@ struct daemon *daemon_free(struct daemon *d)
 	ksmd_free(d->ksmd); /* puts KSM's settings back before anything that may take time */
 	d->control = control_free(d->control); /* now that nothing is at work any more, there may be another daemon */
 	d->estimates = estimates_free(d->estimates);
+	d->translations = translations_free(d->translations);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)
 			vm->ept = ept_view_free(vm->ept);

@@ -13,6 +13,7 @@
 
 struct control;
 struct estimates;
+struct translations;
 
 struct daemon_options {
 	const char *config_file; /* NULL: none */
@@ -32,6 +33,7 @@ struct daemon {
 	struct ksmd *ksmd;
 	struct control *control;
 	struct estimates *estimates;
+	struct translations *translations;
 
 	sd_event_source *tick_timer, *pass_ready, *round_ready, *agents_ready;
 	struct host_snapshot snapshot; /* of the last tick */
