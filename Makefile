@@ -48,7 +48,7 @@ EXCHANGE_TESTS := test_exchange test_exchange_more test_exchange_fold test_pins
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # With agents in processes of their own, and the daemon's side from tests/lib/.
-AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm test_walk_kvm tiny-vmm test_vms test_many_runs)
+AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm test_walk_kvm tiny-vmm translate-check test_vms test_many_runs)
 CHAOS_BIN := $(addprefix $(BUILD)/tests/,chaos soak chaos-vmm)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
@@ -226,6 +226,10 @@ $(BUILD)/tests/tiny-vmm: $(BUILD)/tests/kvm/tiny_vmm.o $(BUILD)/tests/kvm/guest.
 $(BUILD)/tests/test_walk_kvm: $(BUILD)/tests/kvm/test_walk_kvm.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
+
+$(BUILD)/tests/translate-check: $(BUILD)/tests/translate/translate_check.o $(BUILD)/libmemvirt.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS)
 
 $(BUILD)/tests/test_kvm: $(BUILD)/tests/kvm/test_kvm.o
 $(BUILD)/tests/test_vms: $(BUILD)/tests/stress/test_vms.o $(AGENT_OBJ)

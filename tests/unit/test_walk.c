@@ -98,6 +98,9 @@ static const struct walk_case {
 	  .page_bytes = 2u << 20, .writable = true },
 	{ .what = "PAE pointer with a right", .mode = WALK_PAE, .gva = 0xc0234567, .puts = { { 0x1018, 0x2003 } },
 	  .steps = 1, .fault = WALK_RESERVED, .level = 3, .reserved = 2 },
+	{ .what = "PAE pointer marked by QEMU", .mode = WALK_PAE, .gva = 0xc0234567,
+	  .puts = { { 0x1018, 0x2021 }, { 0x2008, 0x400083 } }, .steps = 2, .gpa = 0x434567, .page_bytes = 2u << 20,
+	  .writable = true, .executable = true },
 	{ .what = "PAE pointer not executable", .mode = WALK_PAE, .gva = 0, .puts = { { 0x1000, NX | 0x2001 } },
 	  .steps = 1, .fault = WALK_RESERVED, .level = 3, .reserved = NX },
 	{ .what = "PAE software bits are reserved", .mode = WALK_PAE, .gva = 0,
@@ -256,7 +259,7 @@ static uint64_t random_entry(uint64_t *state, uint64_t size, bool wide)
 	if ((r >> 16 & 15) == 0)
 		e |= UINT64_C(1) << (r >> 32 & 63);
 	if (r >> 24 & 3) /* what PAE's pointers may not have */
-		e &= ~UINT64_C(0x1e6);
+		e &= ~UINT64_C(0x1c6);
 	return wide ? e : (uint32_t)e;
 }
 

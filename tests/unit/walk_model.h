@@ -143,7 +143,7 @@ static inline void model_pae(struct model *m, const struct walk_regs *r, struct 
 
 	if (!model_step(m, w, (r->cr3 & 0xffffffe0) + 8 * (gva >> 30 & 3), 8, 3, &e))
 		return;
-	if (e & (above | UINT64_C(1) << 63 | 0x1e6)) {
+	if (e & (above | UINT64_C(1) << 63 | 0x1c6)) {
 		model_ends(m, WALK_RESERVED, 3);
 		return;
 	}
