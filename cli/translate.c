@@ -55,12 +55,12 @@ static void print_host(const json_t *host)
 
 	printf("%s", text(host, "state"));
 	if (strcmp(text(host, "state"), "present") == 0)
-		printf(": %s frame, %s page, node %s%s", text(host, "kind"), page_size(host, "page_bytes"), node_text(host, node),
-		       is(host, "exclusive") ? "" : ", mapped elsewhere too");
+		printf(": %s frame, %s page, node %s%s", text(host, "kind"), page_size(host, "page_bytes"),
+		       node_text(host, node), is(host, "exclusive") ? "" : ", mapped elsewhere too");
 }
 
-/* The bits that are set, low ones first, in the manuals' order: present, writable, user, PWT, PCD, accessed, dirty, large (PAT at the
- * lowest level), global, no execute. */
+/* The bits that are set, low ones first: present, writable, user, PWT, PCD, accessed, dirty, large (at the lowest level
+ * PAT), global, no execute. */
 static const char *entry_bits(const json_t *step, char buf[16])
 {
 	static const char letters[] = "PWUtcADLG";
@@ -79,8 +79,8 @@ static const char *entry_bits(const json_t *step, char buf[16])
 
 static void print_steps(const json_t *steps)
 {
-	static const char *const titles[] = { "LEVEL", "ENTRY", ">TABLE", ">INDEX", ">VALUE", "BITS", ">HVA", ">HPA", "FRAME",
-					      ">PAGE", ">STAGE 2", ">NODE" };
+	static const char *const titles[] = { "LEVEL", "ENTRY", ">TABLE", ">INDEX", ">VALUE",	"BITS",
+					      ">HVA",  ">HPA",	"FRAME",  ">PAGE",  ">STAGE 2", ">NODE" };
 	struct table *t;
 	const json_t *step;
 	size_t i;
@@ -119,7 +119,8 @@ static void print_guest(const json_t *answer)
 		printf(" %s page, %s, %s, %sexecutable%s%s%s, PAT %.0f;", page_size(guest, "page_bytes"),
 		       is(guest, "user") ? "user" : "supervisor", is(guest, "writable") ? "writable" : "read-only",
 		       is(guest, "executable") ? "" : "not ", is(guest, "accessed") ? ", accessed" : "",
-		       is(guest, "dirty") ? ", dirty" : "", is(guest, "global") ? ", global" : "", number(guest, "pat_index"));
+		       is(guest, "dirty") ? ", dirty" : "", is(guest, "global") ? ", global" : "",
+		       number(guest, "pat_index"));
 	if (json_is_object(slot))
 		printf(" in %s, %s", text(slot, "block"), text(slot, "backing"));
 	putchar('\n');
@@ -134,17 +135,17 @@ static void show_translation(const json_t *answer)
 		       text(answer, "mode"), text(answer, "cr3"));
 		print_steps(json_object_get(answer, "steps"));
 	}
+	if (!json_is_object(host)) /* the way has no such end */
+		return;
 	print_guest(answer);
 	printf("HVA  %-20s pid %.0f\n", text(answer, "hva"), number(answer, "pid"));
 	printf("HPA  %-20s ", text(answer, "hpa"));
-	if (json_is_object(host)) {
-		print_host(host);
+	print_host(host);
+	if (json_is_integer(json_object_get(host, "stage2_page_bytes")))
 		printf("; by the second stage as %s", page_size(host, "stage2_page_bytes"));
-	}
 	putchar('\n');
 	if (json_is_integer(json_object_get(answer, "references")))
-		printf("\n%.0f memory references without any cache, of which %zu are the guest's tables\n",
-		       number(answer, "references"), json_array_size(json_object_get(answer, "steps")));
+		printf("\n%.0f memory references in two dimensions, without any cache\n", number(answer, "references"));
 }
 
 static void show_found(const json_t *answer)

@@ -17,8 +17,8 @@ struct vm;
 int translations_new(struct daemon *d, struct translations **ret_translations); /* 0 or -ENOMEM */
 struct translations *translations_free(struct translations *t); /* waits for threads; NULL ok; gives NULL */
 
-/* Answer the client, now or later. arguments are the request's: one of gva, gpa, hva, and for gva cpu and cr3; or hpa. Numbers
- * are text, decimal or hexadecimal with 0x. */
+/* Answer the client, now or later. arguments are the request's: one of gva, gpa, hva, and for gva cpu and cr3; or hpa.
+ * Numbers are text, decimal or hexadecimal with 0x. */
 void translate_request(struct daemon *d, struct control_client *client, const struct vm *vm, const json_t *arguments);
 void translate_search_request(struct daemon *d, struct control_client *client, const json_t *arguments);
 /* client is going away. */

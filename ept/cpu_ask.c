@@ -60,7 +60,8 @@ static void on_registers(struct qmp *q, int result, const json_t *reply, const c
 	else if (!text || registers_parse(text, &a->regs, &cut) < 0)
 		ask_ends(a, -EBADMSG, "info registers: not understood; is it an x86 machine?");
 	else if (cut && !a->low_ram)
-		ask_ends(a, -ENODATA, "CPU %u runs 32-bit code at the moment, of which QEMU shows half of CR3; ask again", a->cpu);
+		ask_ends(a, -ENODATA, "CPU %u runs 32-bit code at the moment, of which QEMU shows half of CR3; ask again",
+			 a->cpu);
 	else
 		ask_ends(a, 0, "%s", "");
 }
@@ -68,7 +69,8 @@ static void on_registers(struct qmp *q, int result, const json_t *reply, const c
 static int ask_registers(struct cpu_ask *a, struct qmp *q)
 {
 	return qmp_command(q, "human-monitor-command",
-			   json_pack("{s:s, s:i}", "command-line", "info registers", "cpu-index", (int)a->cpu), on_registers, a);
+			   json_pack("{s:s, s:i}", "command-line", "info registers", "cpu-index", (int)a->cpu),
+			   on_registers, a);
 }
 
 static int ask_property(struct cpu_ask *a, struct qmp *q);

@@ -161,5 +161,6 @@ void translate_why(const struct translation *t, char *buf, size_t cap)
 	if (t->gva_known && t->walk.fault != WALK_MAPPED)
 		walk_why(&t->walk, t->gva, buf, cap);
 	else
-		snprintf(buf, cap, "guest-physical 0x%" PRIx64 " is not in guest RAM: a device, ROM, or nothing", t->page.gpa);
+		snprintf(buf, cap, "guest-physical 0x%" PRIx64 " is not in guest RAM: a device, ROM, or nothing",
+			 t->page.gpa);
 }

@@ -146,8 +146,8 @@ static uint64_t reserved_bits(const struct walk_regs *regs, enum walk_mode mode,
 
 	if (mode == WALK_PAE) {
 		bad |= bits(62, 52);
-		/* The processor looks at these bits when CR3 is loaded. Bit 5 is one of them; but QEMU's emulation marks the pointer as
-		 * accessed afterwards, as if it were like other entries. */
+		/* The processor looks at these bits when CR3 is loaded. Bit 5 is one of them; but QEMU's emulation marks the
+		 * pointer as accessed afterwards, as it does with other entries. */
 		if (level == 3)
 			return bad | WALK_NO_EXECUTE | bits(2, 1) | bits(8, 6);
 	}

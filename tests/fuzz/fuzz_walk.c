@@ -1,5 +1,5 @@
-/* Fuzzes walks: the input is registers, an address, and all of the guest's memory. And, with the same bytes as text, the parser of
- * "info registers". */
+/* Fuzzes walks: the input is registers, an address, and all of the guest's memory. And, with the same bytes as text, the
+ * parser of "info registers". */
 #include <assert.h>
 #include <errno.h>
 #include <stdint.h>
@@ -61,7 +61,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size >= HEAD) {
 		memcpy(words, data, sizeof(words));
-		regs = (struct walk_regs){ words[0], words[1], words[2], words[3], 32 + data[40] % 21, data[41] & 1, data[41] & 2 };
+		regs = (struct walk_regs){ words[0], words[1], words[2], words[3], 32 + data[40] % 21, data[41] & 1,
+					   data[41] & 2 };
 		m.bytes = data + HEAD;
 		m.size = size - HEAD;
 		r = walk_gva(&regs, memory_read, &m, words[4], &w);

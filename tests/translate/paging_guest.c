@@ -1,5 +1,5 @@
-/* A guest without an operating system that fills page tables at random, turns paging on and halts: 32-bit paging with small and
- * 4 MiB pages, or with -DPAE small and 2 MiB ones. A multiboot program; tells "ready" on the debug port (0xe9).
+/* A guest without an operating system that fills page tables at random, turns paging on and halts: 32-bit paging with small
+ * and 4 MiB pages, or with -DPAE small and 2 MiB ones. A multiboot program; tells "ready" on the debug port (0xe9).
  * RAM: 64 MiB. Code and stack in the first 4 MiB, which are mapped to themselves; tables from 4 MiB on. */
 #include <stdint.h>
 

@@ -1,9 +1,10 @@
-/* translate-check SOCKET PID ADDRESSES SEED MODE [CPUS] - compares ept/translate with QEMU on a live guest, address by address.
+/* translate-check SOCKET PID ADDRESSES SEED MODE [CPUS] - compares ept/translate with QEMU on a live guest, address by
+ * address.
  *
- * SOCKET is a QMP monitor of its own. The guest is stopped while a few hundred addresses are compared, runs on, and is stopped
- * again, until ADDRESSES were compared and user memory was among them (where the guest has any: 4-level and 5-level). MODE is what
- * the guest's paging has to be. Of each address: gva2gpa, gpa2hva, gpa2hpa, and the byte by x, xp and the frame's mapping.
- * Prints a line of figures; exit 0 if nothing differed. */
+ * SOCKET is a QMP monitor of its own. The guest is stopped while a few hundred addresses are compared, runs on, and is
+ * stopped again, until ADDRESSES were compared and user memory was among them (in Linux guests: 4-level and 5-level).
+ * MODE is what the guest's paging has to be. Of each address: gva2gpa, gpa2hva, gpa2hpa, and the byte by x, xp and the
+ * frame's mapping. Prints a line of figures; exit 0 if nothing differed. */
 #include <inttypes.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -353,9 +354,10 @@ int main(int argc, char **argv)
 		command("cont", NULL);
 		poll(NULL, 0, RUN_MS);
 	}
-	printf("%s: compared %lu, mapped %lu, of user memory %lu, not mapped %lu, outside of RAM %lu; bytes %lu, without a frame before %lu, in huge "
-	       "pages %lu; guest page sizes 0x%lx; bad %lu\n",
-	       walk_mode_name(mode), c.compared, c.mapped, c.user, c.faults, c.outside, c.bytes, c.absent, c.huge, c.sizes, c.bad);
+	printf("%s: compared %lu, mapped %lu, of user memory %lu, not mapped %lu, outside of RAM %lu; bytes %lu, without a "
+	       "frame of their own before %lu, in huge pages %lu; guest page sizes 0x%lx; bad %lu\n",
+	       walk_mode_name(mode), c.compared, c.mapped, c.user, c.faults, c.outside, c.bytes, c.absent, c.huge, c.sizes,
+	       c.bad);
 	guest_close();
 	if (c.compared < want || c.mapped < want / 4 || c.faults < want / 32 || (has_user && c.user < want / 8)) {
 		fprintf(stderr, "too few of some kind to prove anything\n");

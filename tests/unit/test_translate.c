@@ -93,7 +93,9 @@ static void rig_start(struct rig *g, struct ram ram)
 	g->vm.pid = g->child.pid;
 	g->vm.pidfd = g->child.pidfd;
 	slots[0] = (struct ept_slot){ .gpa = 0, .hva = hva, .bytes = RAM_BYTES / 2, .backing = backing };
-	slots[1] = (struct ept_slot){ .gpa = HIGH_GPA, .hva = hva + RAM_BYTES / 2, .bytes = RAM_BYTES / 2, .backing = backing };
+	slots[1] = slots[0];
+	slots[1].gpa = HIGH_GPA;
+	slots[1].hva += RAM_BYTES / 2;
 	region = (struct mem_region){ hva, RAM_BYTES, backing };
 	unit_must(ept_target_new(&view, &g->target) == 0, "target");
 }

@@ -78,7 +78,7 @@ static const struct walk_case {
 	{ .what = "32-bit 4M", .mode = WALK_32, .gva = 0xffc12345, .puts = { { 0x1ffc, 0x00c000e3 } }, .steps = 1,
 	  .gpa = 0x00c12345, .page_bytes = 4u << 20, .writable = true, .executable = true, .accessed = true,
 	  .dirty = true },
-	{ .what = "32-bit 4M above 4 GiB", .mode = WALK_32, .gva = 0xffc12345, .puts = { { 0x1ffc, 0x00c000e3 | 0x5000 | 0x100000 } },
+	{ .what = "32-bit 4M above 4 GiB", .mode = WALK_32, .gva = 0xffc12345, .puts = { { 0x1ffc, 0x00d050e3 } },
 	  .steps = 1, .gpa = UINT64_C(0x8200c12345), .page_bytes = 4u << 20, .writable = true, .executable = true,
 	  .accessed = true, .dirty = true, .pat = 4 },
 	{ .what = "32-bit 4M reserved bit 21", .mode = WALK_32, .gva = 0xffc12345, .puts = { { 0x1ffc, 0x00e000e3 } },
