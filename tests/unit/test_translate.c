@@ -396,14 +396,16 @@ static void test_search_finds_frames_of_right_vm(void)
 
 	unit_must(translate_gva(g[0].target, &regs, 0x1000, &t) == 0, "zero page");
 	s.hpa = t.page.frame.hpa;
-	s.found = s.done_pages = 0;
+	s.found = 0;
+	s.done_pages = 0;
 	s.cap = 1;
 	CU_ASSERT_EQUAL(search_run(&s), 0);
 	CU_ASSERT_EQUAL(s.found, 2);
 	CU_ASSERT_EQUAL(hits[0].hva, hva_of(&g[0], ZERO));
 
 	s.hpa = frame_of(&g[0], OWN) * PAGE_BYTES;
-	s.found = s.done_pages = 0;
+	s.found = 0;
+	s.done_pages = 0;
 	unit_child_kill(&g[0].child); /* the other is looked at all the same */
 	CU_ASSERT_EQUAL(search_run(&s), 0);
 	CU_ASSERT_EQUAL(s.found, 0);
