@@ -271,8 +271,12 @@ static void job_begin(struct job *job, const struct vm *vm)
 	}
 	job->vm = vm;
 	r = vm->qmp ? cpu_ask_start(vm->qmp, job->cpu, low_ram(job->targets[0]), on_registers, job, &job->ask) : -ENOTCONN;
-	if (r < 0)
-		job_fail(job, r == -ENOTCONN ? "registers are not known: QMP does not answer" : strerror(-r));
+	if (r < 0) {
+		char why[sizeof(vm->why) + 64];
+
+		snprintf(why, sizeof(why), "registers are not known: QMP: %s", r == -ENOTCONN ? vm->why : strerror(-r));
+		job_fail(job, why);
+	}
 }
 
 /* Decimal, or hexadecimal with 0x; nothing else, so that no digit is dropped in silence. */

@@ -48,6 +48,15 @@ __attribute__((format(printf, 3, 4))) static void ask_ends(struct cpu_ask *a, in
 	cpu_ask_free(a);
 }
 
+/* The reason for a lost connection names the command itself. */
+static void ask_refused(struct cpu_ask *a, int result, const char *command, const char *error)
+{
+	if (result == -ECONNRESET)
+		ask_ends(a, result, "QMP: %s", error ? error : strerror(-result));
+	else
+		ask_ends(a, result, "QMP refuses %s: %s", command, error ? error : strerror(-result));
+}
+
 static void on_registers(struct qmp *q, int result, const json_t *reply, const char *error, void *userdata)
 {
 	struct cpu_ask *a = userdata;
@@ -56,7 +65,7 @@ static void on_registers(struct qmp *q, int result, const json_t *reply, const c
 
 	(void)q;
 	if (result < 0)
-		ask_ends(a, result, "info registers: %s", error ? error : strerror(-result));
+		ask_refused(a, result, "info registers", error);
 	else if (!text || registers_parse(text, &a->regs, &cut) < 0)
 		ask_ends(a, -EBADMSG, "info registers: not understood; is it an x86 machine?");
 	else if (cut && !a->low_ram)
@@ -93,7 +102,7 @@ static void on_property(struct qmp *q, int result, const json_t *reply, const ch
 	int r;
 
 	if (result == -ECONNRESET) {
-		ask_ends(a, result, "QMP: %s", error ? error : strerror(-result));
+		ask_refused(a, result, "qom-get", error);
 		return;
 	}
 	property_take(a, reply);
@@ -131,7 +140,7 @@ static void on_cpus(struct qmp *q, int result, const json_t *reply, const char *
 	int r;
 
 	if (result < 0) {
-		ask_ends(a, result, "query-cpus-fast: %s", error ? error : strerror(-result));
+		ask_refused(a, result, "query-cpus-fast", error);
 		return;
 	}
 	if (!path) {
