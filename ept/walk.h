@@ -1,7 +1,8 @@
 /* ept/walk.h - guest page tables: guest-virtual to guest-physical, as the processor would, from outside. Pure.
  *
- * Intel SDM vol. 3A, chapter 4: 32-bit, PAE, 4-level and 5-level paging; AMD's formats are the same. The tables belong
- * to a guest that is not trusted and that may write them meanwhile: every entry is read once, and no walk takes more
+ * Intel SDM vol. 3A, chapter 4: 32-bit, PAE, 4-level and 5-level paging. AMD's formats are the same, but for one bit more
+ * that must be 0 (8, where a PML4 or pointer entry names a table), which is not held against an entry. The tables belong to
+ * a guest that is not trusted and that may write them meanwhile: every entry is read once, and no walk takes more
  * steps than the mode has levels, whatever the entries say. */
 #ifndef EPT_WALK_H
 #define EPT_WALK_H

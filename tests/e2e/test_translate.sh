@@ -128,6 +128,21 @@ translate four --gva 0 --cr3 0x3fffffff000 && die "no way is a success"
 [ "$(get "j['fault']['level'], j['gpa'], j['hpa']" <"$work/answer.json")" = "(4, None, None)" ] ||
 	die "fault: $(cat "$work/answer.json")"
 
+# -- without QMP: neither registers nor guest-physical addresses, but frames
+mkdir "$work/mute"
+guests+=(mute)
+setsid qemu-system-x86_64 -name mute -accel tcg -m 72 -nodefaults -no-user-config -display none -kernel "$work/pae/image" \
+	-debugcon "file:$work/mute/serial.log" -pidfile "$work/mute/qemu.pid" </dev/null >"$work/mute/qemu.log" 2>&1 9>&- &
+wait_for 30 mute grep -q ready "$work/mute/serial.log"
+fails 'guest-physical addresses unknown' mute --gva 0x100000
+fails 'guest-physical addresses unknown' mute --gpa 0x100000
+ram=$(while read -r range rights _; do
+	[ "$rights" != rw-p ] || [ $((0x${range#*-} - 0x${range%-*})) != $((72 << 20)) ] || printf '0x%s\n' "${range%-*}"
+done <"/proc/$(cat "$work/mute/qemu.pid")/maps")
+translate mute --hva $((ram + 0x100000))
+[ "$(get "j['gpa'], j['hpa'] is not None, j['host']['state'], j['fault']" <"$work/answer.json")" = "(None, True, 'present', None)" ] ||
+	die "--hva without QMP: $(cat "$work/answer.json")"
+
 # -- by a daemon; a VMM that hangs keeps nobody waiting but who asked
 write_conf <<END
 [daemon]

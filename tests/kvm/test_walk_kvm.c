@@ -117,7 +117,8 @@ static uint64_t random_entry(uint64_t *state, bool wide)
 		e = (e & 0x1fff) | (unit_random(state) & UINT64_C(0xfc0000000));
 	if ((r >> 16 & 15) == 0)
 		e |= UINT64_C(1) << (r >> 32 & 63);
-	return wide ? e : (uint32_t)e;
+	/* AMD's processors, and KVM in their name, reserve bit 8 where a table is named. */
+	return wide ? e & ~UINT64_C(0x100) : (uint32_t)e;
 }
 
 /* Aside from these PAE's pointers have to be right, or KVM does not take them. */
