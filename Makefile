@@ -11,10 +11,14 @@ V ?= 0
 WERROR ?= 1
 SAN ?=
 
-PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa
+# 0: without libvirt; by default where its headers are.
+LIBVIRT ?= $(if $(shell pkg-config --exists libvirt && echo yes),1,0)
+
+PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa $(if $(filter 1,$(LIBVIRT)),libvirt)
 DEPS_BUILD := gcc libc6-dev clang libclang-rt-14-dev make pkg-config libsystemd-dev libjansson-dev liburcu-dev \
-	libxxhash-dev libinih-dev libnuma-dev libcunit1-dev
-DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3
+	libxxhash-dev libinih-dev libnuma-dev libvirt-dev libcunit1-dev
+DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3 \
+	libvirt-daemon-system libvirt-clients
 DEPS := $(DEPS_BUILD) $(DEPS_TEST)
 
 WARN := -Wall -Wextra -Wconversion -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
@@ -25,13 +29,14 @@ CFLAGS ?= -O2 -g
 ALL_CFLAGS = -std=gnu11 $(WARN) $(CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) \
 	-MMD -MP $(PKG_CFLAGS) -pthread
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
-PKG_LIBS = $(shell pkg-config --libs $(PKGS))
+PKG_LIBS = -Wl,--as-needed $(shell pkg-config --libs $(PKGS))
 
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),@:,@printf '  %-7s %s\n' $(1) $(2))
 
-LIB_DIRS := core vmm ept ksmd
-LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(LIB_DIRS))))
+LIB_DIRS := core vmm ept ksmd balloon
+LIBVIRT_NOT := $(if $(filter 1,$(LIBVIRT)),balloon/port_libvirt_none.c,balloon/port_libvirt.c balloon/libvirt_%.c)
+LIB_SRC := $(sort $(filter-out $(LIBVIRT_NOT),$(wildcard $(addsuffix /*.c,$(LIB_DIRS)))))
 # What the daemon shares with the agent: packets, hashes, and the repair of a window whose executor died.
 LIB_AGENT_OBJ := $(patsubst %,$(BUILD)/agent/%.o,exchange_repair packet page_hash page_hash_avx2 pagemap uffd)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o) $(LIB_AGENT_OBJ)
@@ -52,7 +57,7 @@ AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm test_walk_kvm tiny-vmm tr
 CHAOS_BIN := $(addprefix $(BUILD)/tests/,chaos soak chaos-vmm)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
-BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c)))
+BENCH_BIN := $(patsubst bench/%.c,$(BUILD)/bench/%,$(sort $(wildcard bench/*.c))) $(BUILD)/bench/overcommit
 
 PROGRAMS := $(BUILD)/memvirtd $(BUILD)/memvirtctl
 PRELOAD := $(BUILD)/libmemvirt-agent.so
@@ -133,10 +138,11 @@ fuzz: setup
 		$(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/bin/%)
 	$(Q)FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh $(BUILD)/fuzz
 
+$(BUILD)/bin/fuzz_record: $(BUILD)/bench/lib/policy_run.o
 $(BUILD)/bin/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+	$(Q)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lm
 
 # ---- installing ----
 
@@ -207,6 +213,13 @@ $(PRELOAD): $(PRELOAD_OBJ) agent/preload.map
 
 $(BUILD)/bench/replay: $(AGENT_OBJ)
 
+# Python: the modules packed into one program.
+$(BUILD)/bench/overcommit: $(wildcard bench/overcommit/*.py)
+	$(call say,PACK,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)rm -rf bench/overcommit/__pycache__
+	$(Q)python3 -m zipapp bench/overcommit -p '/usr/bin/env python3' -o $@
+
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BENCH_LIB_OBJ) $(BUILD)/libmemvirt.a
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lm
@@ -238,7 +251,12 @@ $(addprefix $(BUILD)/tests/,test_kvm test_vms test_many_runs): $(BUILD)/tests/li
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit -lm
 
+# The simulator, which benches link as well.
+$(BUILD)/tests/test_simulate: $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/sim*.c)))
+
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_ksmd_agents test_preload): $(AGENT_OBJ)
+$(BUILD)/tests/test_policy_run: $(BUILD)/bench/lib/policy_run.o
+$(BUILD)/tests/test_recorder: $(BUILD)/daemon/recorder.o
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(patsubst %,$(BUILD)/tests/%,$(EXCHANGE_TESTS)): $(EXCHANGE_HOOKS_OBJ)
 $(patsubst %,$(BUILD)/tests/unit/%.o,$(EXCHANGE_TESTS)): CPPFLAGS += -DEXCHANGE_HOOKS

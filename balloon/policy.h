@@ -41,6 +41,7 @@ struct balloon_vm_plan {
 	enum balloon_block block;
 	enum balloon_veto veto;
 	const char *why; /* of the target, or of none; static string */
+	bool not_done;	 /* balloon_policy_not_done() was called for it */
 };
 
 /* What came of taking memory, told once: when the balloon has arrived, stalled, or was given up. */
@@ -72,6 +73,9 @@ void balloon_policy_set_limits(struct balloon_policy *p, const struct balloon_li
 
 /* One decision, once per tick; p goes on as if the plan were carried out. 0 or -ENOMEM. */
 int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *s, struct balloon_plan *ret_plan);
+
+/* The target of VM number i of the last decision was not carried out (dry run, no connection): nothing was asked of it. */
+void balloon_policy_not_done(struct balloon_policy *p, size_t i);
 
 /* Memory that could be taken from VMs by the rules of HOST_SOFT, without anybody having less than it uses; of the last
  * decision. */

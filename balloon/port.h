@@ -15,6 +15,7 @@ struct balloon_told {
 	uint64_t max_bytes;    /* 0: unknown */
 	uint64_t actual_bytes; /* 0: unknown */
 	uint64_t told_ns;      /* of actual_bytes; 0: never */
+	uint64_t resets;       /* of the guest, seen so far */
 	/* The device's options; for people. */
 	bool options_known, reporting, deflate_on_oom;
 	uint64_t period_s; /* in which the VMM asks the guest; 0: it does not */

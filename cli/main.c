@@ -7,7 +7,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/admit.h"
 #include "cli/connection.h"
+#include "cli/doctor.h"
+#include "cli/flags.h"
+#include "cli/progress.h"
 #include "cli/run.h"
 #include "cli/show.h"
 #include "cli/translate.h"
@@ -19,34 +23,41 @@ struct command {
 	const char *argument; /* name of its one argument in the request; NULL: none */
 	bool looks;	      /* only looks at the host, so it works without a running daemon too */
 	void (*show)(const json_t *answer);
+	/* In place of "show": asks and answers by itself, and gives the exit code. */
+	int (*run)(const struct connection_options *options, const char *argument, const struct cli_flags *flags);
 	const char *help;
-	enum { RUN_SHOW, RUN_UNMERGE, RUN_TRANSLATE } run; /* the last two in files of their own, without show */
 };
 
 static const struct command commands[] = {
-	{ "vms", "vms", NULL, true, show_vms, "list the VMs of this host and how well they are known", RUN_SHOW },
-	{ "estimate", "estimate", NULL, true, show_estimate, "what merging would save, per VM and in total", RUN_SHOW },
-	{ "sharing", "sharing", NULL, true, show_sharing, "how much each pair of VMs has in common", RUN_SHOW },
-	{ "merge status", "merge-status", NULL, false, show_merge_status, "what was merged, and why (not) more", RUN_SHOW },
-	{ "explain", "explain", "vm", true, show_explain, "VM: how it is merged, or every reason why not", RUN_SHOW },
-	{ "unmerge", "unmerge", "vm", false, NULL, "VM: give it its own memory back, and merge it no more (--undo)",
-	  RUN_UNMERGE },
-	{ "translate", "translate", "vm", true, NULL, "VM: a guest address on its way to the host's frame (--gva)",
-	  RUN_TRANSLATE },
-	{ "reload", "reload", NULL, false, show_reload, "load the configuration anew", RUN_SHOW },
-	{ "status", "status", NULL, false, show_status, "the daemon and the host in short", RUN_SHOW },
+	{ "vms", "vms", NULL, true, show_vms, NULL, "list the VMs of this host and how well they are known" },
+	{ "estimate", "estimate", NULL, true, show_estimate, NULL, "what merging would save, per VM and in total" },
+	{ "sharing", "sharing", NULL, true, show_sharing, NULL, "how much each pair of VMs has in common" },
+	{ "merge status", "merge-status", NULL, false, show_merge_status, NULL, "what was merged, and why (not) more" },
+	{ "explain", "explain", "vm", true, show_explain, NULL, "VM: how it is merged, or every reason why not" },
+	{ "balloon status", "balloon-status", NULL, false, show_balloon_status, NULL,
+	  "the host's state, and what each VM is given and why" },
+	{ "doctor", "doctor", NULL, true, NULL, doctor_command,
+	  "what VMs lack for their balloons, and how to have it: 0 nothing, 1 something, 2 error" },
+	{ "admit", "admit", "size", false, NULL, admit_command,
+	  "SIZE: may a VM of that size start (--node N)? 0 yes, 1 no, 2 error" },
+	{ "unmerge", "unmerge", "vm", false, NULL, unmerge_command, "VM: give it its own memory back, and merge it no more (--undo)" },
+	{ "translate", "translate", "vm", true, NULL, translate_command,
+	  "VM: a guest address on its way to the host's frame (--gva): 0 yes, 1 leads nowhere, 2 error" },
+	{ "reload", "reload", NULL, false, show_reload, NULL, "load the configuration anew" },
+	{ "status", "status", NULL, false, show_status, NULL, "the daemon and the host in short" },
 };
 
-/* Long options without a letter. */
+/* Behind all letters. */
 enum { OPT_GVA = 256, OPT_GPA, OPT_HVA, OPT_HPA, OPT_CPU, OPT_CR3 };
 
 static const struct option long_options[] = {
 	{ "json", no_argument, NULL, 'j' },	     { "socket", required_argument, NULL, 's' },
 	{ "config", required_argument, NULL, 'c' }, { "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },	     { "undo", no_argument, NULL, 'u' },
-	{ "gva", required_argument, NULL, OPT_GVA }, { "gpa", required_argument, NULL, OPT_GPA },
-	{ "hva", required_argument, NULL, OPT_HVA }, { "hpa", required_argument, NULL, OPT_HPA },
-	{ "cpu", required_argument, NULL, OPT_CPU }, { "cr3", required_argument, NULL, OPT_CR3 },
+	{ "node", required_argument, NULL, 'N' },    { "gva", required_argument, NULL, OPT_GVA },
+	{ "gpa", required_argument, NULL, OPT_GPA }, { "hva", required_argument, NULL, OPT_HVA },
+	{ "hpa", required_argument, NULL, OPT_HPA }, { "cpu", required_argument, NULL, OPT_CPU },
+	{ "cr3", required_argument, NULL, OPT_CR3 },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -63,6 +74,7 @@ static void usage(FILE *out)
 	      "  -s, --socket PATH   control socket of the daemon\n"
 	      "  -c, --config FILE   configuration, where no daemon is running\n"
 	      "      --undo          with unmerge: the VM may be merged again\n"
+	      "      --node N        with admit: memory of that NUMA node\n"
 	      "      --gva ADDRESS   with translate: guest-virtual; or --gpa (guest-physical), --hva (in the VMM),\n"
 	      "                      or --hpa of the host without a VM: who has this frame mapped\n"
 	      "      --cpu N         with --gva: by the registers of this CPU (0)\n"
@@ -70,23 +82,6 @@ static void usage(FILE *out)
 	      "  -h, --help          this text\n"
 	      "  -V, --version       the version\n",
 	      out);
-}
-
-static void end_progress(void)
-{
-	if (isatty(STDERR_FILENO))
-		fputs("\r\033[K", stderr);
-}
-
-/* Shown only where somebody watches, and only once it takes a while. Of nothing: it is over. */
-static void show_progress(uint64_t done, uint64_t total)
-{
-	if (total == 0)
-		end_progress();
-	else if (isatty(STDERR_FILENO))
-		fprintf(stderr, "\r%3u %% of %llu MiB looked at", (unsigned)(done * 100 / total),
-			(unsigned long long)(total >> 8));
-	fflush(stderr);
 }
 
 /* The command that the words name; *ret_used words belong to its name. */
@@ -125,8 +120,8 @@ static int run(const struct command *command, const struct connection_options *o
 		json_decref(arguments);
 		return EXIT_FAILURE;
 	}
-	r = connection_request(c, command->request, arguments, show_progress, &result);
-	end_progress();
+	r = connection_request(c, command->request, arguments, progress_show, &result);
+	progress_end();
 	connection_close(c);
 	if (r < 0)
 		return EXIT_FAILURE;
@@ -140,112 +135,122 @@ static int run(const struct command *command, const struct connection_options *o
 	return ferror(stdout) || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-/* What the options say. */
-struct given {
-	struct connection_options options;
-	struct translate_words words;
-	bool as_json, undo;
-};
-
-/* True, or *ret_status is what the program ends with. */
-static bool option_take(int option, struct given *g, int *ret_status)
+static const char *takes(const struct command *command)
 {
-	*ret_status = EXIT_SUCCESS;
-	switch (option) {
-	case 'j':
-		g->as_json = true;
-		return true;
-	case 's':
-		g->options.socket = optarg;
-		return true;
-	case 'c':
-		g->options.config_file = optarg;
-		return true;
-	case 'u':
-		g->undo = true;
-		return true;
-	case OPT_GVA:
-		g->words.gva = optarg;
-		return true;
-	case OPT_GPA:
-		g->words.gpa = optarg;
-		return true;
-	case OPT_HVA:
-		g->words.hva = optarg;
-		return true;
-	case OPT_HPA:
-		g->words.hpa = optarg;
-		return true;
-	case OPT_CPU:
-		g->words.cpu = optarg;
-		return true;
-	case OPT_CR3:
-		g->words.cr3 = optarg;
-		return true;
-	case 'h':
-		usage(stdout);
-		return false;
-	case 'V':
-		puts("memvirtctl " MEMVIRT_VERSION);
-		return false;
-	default:
-		fputs("Try 'memvirtctl --help'.\n", stderr);
-		*ret_status = EXIT_FAILURE;
-		return false;
-	}
+	if (!command->argument)
+		return "no argument";
+	return strcmp(command->argument, "vm") == 0 ? "one argument: a VM's name, uuid or pid" :
+						      "one argument: a size, as 4GiB or 512MiB";
 }
 
-/* words are what comes behind the command's name. */
-static int command_run(const struct command *command, struct given *g, char **words, int count)
+static int try_help(void)
 {
-	bool translate = command->run == RUN_TRANSLATE, alone = translate && g->words.hpa; /* without a VM */
+	fputs("Try 'memvirtctl --help'.\n", stderr);
+	return EXIT_USAGE;
+}
 
-	if (count != (command->argument && !alone ? 1 : 0)) {
-		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name,
-			alone		    ? "no VM with --hpa" :
-			command->argument ? "one argument: a VM's name, uuid or pid" :
-					      "no argument");
-		return EXIT_FAILURE;
+/* -1: go on; else the exit code. */
+static int parse_options(int argc, char **argv, struct connection_options *options, struct cli_flags *flags)
+{
+	int option;
+
+	while ((option = getopt_long(argc, argv, "js:c:hV", long_options, NULL)) != -1) {
+		switch (option) {
+		case 'j':
+			flags->json = true;
+			break;
+		case 's':
+			options->socket = optarg;
+			break;
+		case 'c':
+			options->config_file = optarg;
+			break;
+		case 'u':
+			flags->undo = true;
+			break;
+		case 'N':
+			flags->node = optarg;
+			break;
+		case OPT_GVA:
+			flags->gva = optarg;
+			break;
+		case OPT_GPA:
+			flags->gpa = optarg;
+			break;
+		case OPT_HVA:
+			flags->hva = optarg;
+			break;
+		case OPT_HPA:
+			flags->hpa = optarg;
+			break;
+		case OPT_CPU:
+			flags->cpu = optarg;
+			break;
+		case OPT_CR3:
+			flags->cr3 = optarg;
+			break;
+		case 'h':
+			usage(stdout);
+			return EXIT_SUCCESS;
+		case 'V':
+			puts("memvirtctl " MEMVIRT_VERSION);
+			return EXIT_SUCCESS;
+		default:
+			return try_help();
+		}
 	}
-	if (g->undo && command->run != RUN_UNMERGE) {
+	return -1;
+}
+
+/* Options that only one command takes. */
+static bool flags_fit(const struct command *command, const struct cli_flags *flags)
+{
+	if (flags->undo && command->run != unmerge_command) {
 		fputs("memvirtctl: --undo is for unmerge only\n", stderr);
-		return EXIT_FAILURE;
+		return false;
 	}
-	if (translate_words_any(&g->words) && !translate) {
+	if (flags->node && command->run != admit_command) {
+		fputs("memvirtctl: --node is for admit only\n", stderr);
+		return false;
+	}
+	if (translate_flags_any(flags) && command->run != translate_command) {
 		fputs("memvirtctl: addresses, --cpu and --cr3 are for translate only\n", stderr);
-		return EXIT_FAILURE;
+		return false;
 	}
-	g->options.private_daemon = command->looks;
-	switch (command->run) {
-	case RUN_UNMERGE:
-		return unmerge_command(&g->options, words[0], g->undo, g->as_json);
-	case RUN_TRANSLATE:
-		return translate_command(&g->options, count ? words[0] : NULL, &g->words, show_progress, g->as_json);
-	default:
-		return run(command, &g->options, count ? words[0] : NULL, g->as_json);
-	}
+	return true;
 }
 
 int main(int argc, char **argv)
 {
-	struct given given = { 0 };
+	struct connection_options options = { 0 };
+	struct cli_flags flags = { 0 };
 	const struct command *command;
-	int option, used, status;
+	const char *argument;
+	int status, used;
 
 	if (argc > 1 && strcmp(argv[1], "run") == 0) /* before getopt sees what is COMMAND's */
 		return run_command(argc - 1, argv + 1);
-	while ((option = getopt_long(argc, argv, "js:c:hV", long_options, NULL)) != -1)
-		if (!option_take(option, &given, &status))
-			return status;
+	status = parse_options(argc, argv, &options, &flags);
+	if (status >= 0)
+		return status;
 	signal(SIGPIPE, SIG_IGN);
 	if (optind == argc) {
 		usage(stderr);
-		return EXIT_FAILURE;
+		return EXIT_USAGE;
 	}
 	command = find_command(argv + optind, argc - optind, &used);
 	if (!command) {
-		fprintf(stderr, "memvirtctl: unknown command \"%s\"\nTry 'memvirtctl --help'.\n", argv[optind]);
-		return EXIT_FAILURE;
+		fprintf(stderr, "memvirtctl: unknown command \"%s\"\n", argv[optind]);
+		return try_help();
 	}
-	return command_run(command, &given, argv + optind + used, argc - optind - used);
+	argument = command->argument && !flags.hpa ? argv[argc - 1] : NULL; /* who has a frame is asked of all VMs */
+	if (argc - optind - used != (argument ? 1 : 0)) {
+		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name,
+			flags.hpa ? "no argument with --hpa" : takes(command));
+		return EXIT_USAGE;
+	}
+	if (!flags_fit(command, &flags))
+		return EXIT_USAGE;
+	options.private_daemon = command->looks;
+	return command->run ? command->run(&options, argument, &flags) : run(command, &options, argument, flags.json);
 }

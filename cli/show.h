@@ -9,6 +9,7 @@ void show_estimate(const json_t *answer);
 void show_sharing(const json_t *answer);
 void show_status(const json_t *answer);
 void show_merge_status(const json_t *answer);
+void show_balloon_status(const json_t *answer);
 void show_explain(const json_t *answer);
 void show_reload(const json_t *answer);
 

@@ -4,8 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/progress.h"
 #include "cli/table.h"
 #include "core/cleanup.h"
+
+#define EXIT_NOWHERE 1
+#define EXIT_ERROR 2
 
 static const char *text(const json_t *object, const char *key)
 {
@@ -182,13 +186,13 @@ static void show_found(const json_t *answer)
 		fprintf(stderr, "memvirtctl: %.0f VMs ended meanwhile\n", number(answer, "lost"));
 }
 
-bool translate_words_any(const struct translate_words *w)
+bool translate_flags_any(const struct cli_flags *w)
 {
 	return w->gva || w->gpa || w->hva || w->hpa || w->cpu || w->cr3;
 }
 
 /* NULL: some word is not UTF-8. */
-static json_t *arguments_make(const char *vm, const struct translate_words *w)
+static json_t *arguments_make(const char *vm, const struct cli_flags *w)
 {
 	const struct {
 		const char *name, *value;
@@ -205,49 +209,48 @@ static json_t *arguments_make(const char *vm, const struct translate_words *w)
 	return arguments;
 }
 
-static int show(const json_t *answer, bool search, bool as_json)
+static int show(const json_t *answer, const struct cli_flags *flags)
 {
 	const json_t *fault = json_object_get(answer, "fault");
 
-	if (as_json) {
+	if (flags->json) {
 		json_dumpf(answer, stdout, JSON_INDENT(2));
 		putchar('\n');
-	} else if (search) {
+	} else if (flags->hpa) {
 		show_found(answer);
 	} else {
 		show_translation(answer);
 	}
 	if (fflush(stdout) != 0)
-		return EXIT_FAILURE;
+		return EXIT_ERROR;
 	if (json_is_object(fault))
 		fprintf(stderr, "memvirtctl: %s\n", text(fault, "why"));
-	return json_is_object(fault) ? EXIT_FAILURE : EXIT_SUCCESS;
+	return json_is_object(fault) ? EXIT_NOWHERE : EXIT_SUCCESS;
 }
 
-int translate_command(const struct connection_options *options, const char *vm, const struct translate_words *words,
-		      progress_fn progress, bool as_json)
+int translate_command(const struct connection_options *options, const char *vm, const struct cli_flags *flags)
 {
 	json_t *arguments, *answer = NULL;
 	struct connection *c;
-	int r, status = EXIT_FAILURE;
+	int r, status = EXIT_ERROR;
 
-	if (words->hpa ? vm || words->gva || words->gpa || words->hva || words->cpu || words->cr3 : !vm) {
-		fputs("memvirtctl: translate takes a VM and one of --gva, --gpa, --hva; or --hpa alone\n", stderr);
-		return EXIT_FAILURE;
+	if (flags->hpa && (flags->gva || flags->gpa || flags->hva || flags->cpu || flags->cr3)) {
+		fputs("memvirtctl: --hpa goes alone\n", stderr);
+		return EXIT_USAGE;
 	}
-	arguments = arguments_make(vm, words);
+	arguments = arguments_make(vm, flags);
 	if (!arguments) {
 		fputs("memvirtctl: a name or a number is not UTF-8\n", stderr);
-		return EXIT_FAILURE;
+		return EXIT_USAGE;
 	}
 	if (connection_open(options, &c) < 0) {
 		json_decref(arguments);
-		return EXIT_FAILURE;
+		return EXIT_ERROR;
 	}
-	r = connection_request(c, "translate", arguments, progress, &answer);
-	progress(0, 0);
+	r = connection_request(c, "translate", arguments, progress_show, &answer);
+	progress_end();
 	if (r == 0)
-		status = show(answer, words->hpa != NULL, as_json);
+		status = show(answer, flags);
 	json_decref(answer);
 	connection_close(c);
 	return status;

@@ -2,18 +2,12 @@
 #ifndef CLI_TRANSLATE_H
 #define CLI_TRANSLATE_H
 
-#include <stdbool.h>
-
 #include "cli/connection.h"
+#include "cli/flags.h"
 
-/* Words of the command line, as typed; NULL: not given. */
-struct translate_words {
-	const char *gva, *gpa, *hva, *hpa, *cpu, *cr3;
-};
-
-bool translate_words_any(const struct translate_words *words);
-/* vm NULL: none was named. Returns the exit status: 0, or 1 also when the address leads nowhere. */
-int translate_command(const struct connection_options *options, const char *vm, const struct translate_words *words,
-		      progress_fn progress, bool as_json);
+/* Whether one is given that is this command's own. */
+bool translate_flags_any(const struct cli_flags *flags);
+/* The exit code: 0, 1 the address leads nowhere, 2 error. vm NULL: none was named. */
+int translate_command(const struct connection_options *options, const char *vm, const struct cli_flags *flags);
 
 #endif

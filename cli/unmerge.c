@@ -58,7 +58,7 @@ static int wait_over(struct connection *c, const char *vm, json_t **answer)
 	return r;
 }
 
-int unmerge_command(const struct connection_options *options, const char *vm, bool undo, bool as_json)
+int unmerge_command(const struct connection_options *options, const char *vm, const struct cli_flags *flags)
 {
 	struct connection *c;
 	json_t *answer = NULL;
@@ -66,11 +66,11 @@ int unmerge_command(const struct connection_options *options, const char *vm, bo
 
 	if (connection_open(options, &c) < 0)
 		return EXIT_FAILURE;
-	if (ask(c, vm, undo ? "undo" : "start", &answer) == 0) {
-		if (undo)
+	if (ask(c, vm, flags->undo ? "undo" : "start", &answer) == 0) {
+		if (flags->undo)
 			status = EXIT_SUCCESS;
 		else if (wait_over(c, vm, &answer) == 0)
-			status = show(answer, as_json);
+			status = show(answer, flags->json);
 	}
 	json_decref(answer);
 	connection_close(c);

@@ -2,13 +2,12 @@
 #ifndef CLI_UNMERGE_H
 #define CLI_UNMERGE_H
 
-#include <stdbool.h>
-
 #include "cli/connection.h"
+#include "cli/flags.h"
 
-#define EXIT_KEPT 2 /* a part stays merged */
+#define EXIT_KEPT 3 /* a part stays merged */
 
-/* Returns the exit status. undo: lets the VM be merged again, and that is all. */
-int unmerge_command(const struct connection_options *options, const char *vm, bool undo, bool as_json);
+/* Returns the exit status. With --undo it lets the VM be merged again, and that is all. */
+int unmerge_command(const struct connection_options *options, const char *vm, const struct cli_flags *flags);
 
 #endif

@@ -170,6 +170,8 @@ static int on_key(void *user, const char *section, const char *name, const char 
 		return fail(l, -EINVAL, "%s = %s: %s", name, value, why);
 	if (l->rule && l->rule->values.domain[0] == '=')
 		return fail(l, -EINVAL, "%s = %s: a domain's name cannot begin with '='", name, value);
+	if (l->rule && l->rule->values.limit_bytes && l->rule->values.limit_bytes < l->rule->values.reservation_bytes)
+		return fail(l, -EINVAL, "limit is less than reservation in section [%s]", section);
 	*set_mask |= UINT64_C(1) << (key - keys);
 	return 1;
 }
@@ -230,6 +232,8 @@ static int check(const struct config *c, const char *name, struct config_error *
 		why = "[daemon] agent_socket: expected an absolute path of at most 107 bytes";
 	else if (c->state_dir[0] != '/')
 		why = "[daemon] state_dir: expected an absolute path";
+	else if (c->host_cgroup[0] && c->host_cgroup[0] != '/')
+		why = "[host] cgroup: expected a path as in /proc/PID/cgroup, such as /machine.slice";
 	else if (c->scan_interval_ms < c->tick_ms)
 		why = "[scan] interval is shorter than [daemon] tick; a pass can start only at a tick";
 	else if (c->discover_ms < c->tick_ms)
@@ -371,4 +375,17 @@ void config_for_vm(const struct config *c, const char *name, struct config_vm *r
 				       config_value_size(key));
 		}
 	}
+}
+
+uint64_t config_reservation_max(const struct config *c, const char **ret_glob)
+{
+	uint64_t most = 0;
+
+	for (size_t r = 0; r < c->rule_count; r++) {
+		if (c->rules[r].values.reservation_bytes <= most)
+			continue;
+		most = c->rules[r].values.reservation_bytes;
+		*ret_glob = c->rules[r].glob;
+	}
+	return most;
 }

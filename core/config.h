@@ -105,6 +105,10 @@ void config_adopt(struct config *c, struct config *fresh, char *ret_skipped, siz
 /* The settings of the VM with this name: defaults, then every matching section in file order. */
 void config_for_vm(const struct config *c, const char *name, struct config_vm *ret_vm);
 
+/* The largest reservation of any [vm GLOB] section, and of which (borrowed from c); 0, and ret_glob untouched: there is
+ * none. */
+uint64_t config_reservation_max(const struct config *c, const char **ret_glob);
+
 /* The names of enum merge_engine. */
 const char *config_engine_name(uint64_t engine);
 
@@ -112,5 +116,8 @@ const char *config_engine_name(uint64_t engine);
 void config_print_help(FILE *out);
 void config_print_file(FILE *out);
 void config_print_man(FILE *out);
+
+/* One section of a configuration with all its values, such that config_load_text() reads the same again. */
+void config_print_section(FILE *out, const struct config *c, const char *section);
 
 #endif

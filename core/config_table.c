@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -281,6 +282,45 @@ size_t config_value_size(const struct config_key *key)
 const char *config_engine_name(uint64_t engine)
 {
 	return engine < ARRAY_SIZE(engines) - 1 ? engines[engine] : "?";
+}
+
+/* ---- values as text ---- */
+
+/* What was read in a unit is a multiple of that unit, so nothing is lost in the largest that fits. */
+static void print_number(FILE *out, const struct config_key *key, uint64_t value)
+{
+	const struct unit *best = NULL;
+
+	for (const struct unit *u = number_kind(key->type).units; u->name; u++)
+		if (value % u->factor == 0 && (value > 0 || !best))
+			best = u;
+	if (best)
+		fprintf(out, "%" PRIu64 "%s", value / best->factor, best->name);
+}
+
+void config_print_section(FILE *out, const struct config *c, const char *section)
+{
+	fprintf(out, "[%s]\n", section);
+	for (size_t i = 0; i < config_key_count; i++) {
+		const struct config_key *key = &config_keys[i];
+		const char *at = (const char *)c + key->offset;
+		uint64_t number = 0;
+
+		if (strcmp(key->section, section) != 0)
+			continue;
+		fprintf(out, "%s = ", key->name);
+		if (key->type != CONFIG_BOOL && key->type != CONFIG_TEXT)
+			memcpy(&number, at, sizeof(number));
+		if (key->type == CONFIG_TEXT)
+			fputs(at, out);
+		else if (key->type == CONFIG_BOOL)
+			fputs(*(const bool *)at ? "on" : "off", out);
+		else if (key->type == CONFIG_CHOICE)
+			fputs(key->choices[number], out);
+		else
+			print_number(out, key, number);
+		fputc('\n', out);
+	}
 }
 
 /* ---- the table for people ---- */

@@ -54,6 +54,7 @@ struct vm_balloon {
 	uint64_t max_bytes;    /* guest memory with the balloon empty; 0: unknown */
 	uint64_t actual_bytes; /* guest memory now: max_bytes less the balloon, by the VMM's word; 0: unknown */
 	uint64_t told_ns;      /* when actual_bytes was told, CLOCK_MONOTONIC */
+	uint64_t resets;       /* how often the guest was reset since the daemon knows it */
 
 	enum guest_stats stats;
 	uint64_t stats_ns; /* when the guest made them, CLOCK_MONOTONIC; 0: never */
@@ -76,6 +77,8 @@ struct vm_snapshot {
 	bool mem_merge;	    /* the command line lets the VMM give its RAM to KSM; QEMU's default */
 	bool mem_lock;	    /* the command line locks RAM in memory */
 	bool migrating;
+	uint64_t ram_bytes; /* at its boot, by QMP or the command line */
+	uint64_t found_ns;  /* CLOCK_MONOTONIC */
 	bool running;	    /* false: paused or shut down, as far as QMP says */
 
 	/* configuration: entitlement */
@@ -86,6 +89,8 @@ struct vm_snapshot {
 
 	/* balloon */
 	struct vm_balloon balloon;
+	/* Guest RAM that is resident, as last counted or estimated from samples, and when; 0 ns: never. */
+	uint64_t ram_resident_bytes, ram_resident_ns;
 	struct pressure pressure; /* of the VM's own cgroup; unknown if it shares one with the rest of the host */
 
 	/* ksmd */

@@ -114,13 +114,52 @@ static void run_reload(struct daemon *d, struct control_client *client, const js
 		control_reply(client, json_pack("{s:s}", "reloaded", d->options.config_file ? d->options.config_file : ""));
 }
 
+static void run_balloon_status(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	control_reply(client, render_balloon_status(d));
+}
+
+static void run_doctor(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	control_reply(client, render_doctor(d));
+}
+
+static void run_admit(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	const json_t *bytes = json_object_get(arguments, "bytes"), *node = json_object_get(arguments, "node");
+	json_int_t size = json_integer_value(bytes), n = json_is_integer(node) ? json_integer_value(node) : -1;
+	struct admit_answer answer;
+	int r;
+
+	if (!json_is_integer(bytes) || size <= 0 || size > INT64_C(1) << 52) {
+		control_fail(client, "admit what? \"bytes\" is the size of a VM");
+		return;
+	}
+	if (n < -1 || n > 4095) {
+		control_fail(client, "\"node\" is no number of a NUMA node");
+		return;
+	}
+	r = balloon_admit(d->balloon, &d->snapshot, (uint64_t)size, (int)n, &answer);
+	if (r == -ENOENT)
+		control_fail(client, "this host has no NUMA node %d", (int)n);
+	else if (r < 0)
+		control_fail(client, "the memory of the host is not known: %s", strerror(-r));
+	else
+		control_reply(client, render_admit(&answer));
+}
+
 static const struct {
 	const char *name;
 	command_fn run;
 } commands[] = {
 	{ "vms", run_vms },		    { "status", run_status },	{ "merge-status", run_merge_status },
 	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
-	{ "reload", run_reload },   { "unmerge", run_unmerge },	{ "translate", run_translate },
+	{ "reload", run_reload },   { "unmerge", run_unmerge },
+	{ "balloon-status", run_balloon_status }, { "admit", run_admit },
+	{ "doctor", run_doctor },
+	{ "translate", run_translate },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)

@@ -1,6 +1,7 @@
 #include "daemon/daemon.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include "daemon/control.h"
 #include "daemon/estimate.h"
 #include "daemon/modules.h"
+#include "daemon/recorder.h"
 #include "daemon/translate.h"
 #include "ept/slots.h"
 
@@ -38,9 +40,11 @@ static void on_vm_added(struct vm *vm, void *userdata)
 
 static void on_vm_ready(struct vm *vm, void *userdata)
 {
-	(void)userdata;
+	struct daemon *d = userdata;
+
 	if (vm->ept)
 		ept_view_refresh(vm->ept);
+	balloon_vm_ready(d->balloon, vm);
 }
 
 static void on_vm_changed(struct vm *vm, void *userdata)
@@ -63,6 +67,7 @@ static void on_vm_gone(struct vm *vm, void *userdata)
 	translate_vm_lost(d, vm);
 	snapshot_drop_vm(&d->snapshot, vm);
 	vm->ept = ept_view_free(vm->ept);
+	balloon_vm_gone(d->balloon, vm);
 }
 
 static const struct vmm_registry_ops registry_ops = {
@@ -82,7 +87,7 @@ bool daemon_settled(const struct daemon *d)
 		if (view && view->asked_of)
 			return false;
 	}
-	return true;
+	return balloon_settled(d->balloon);
 }
 
 /* ---- the tick ---- */
@@ -133,6 +138,8 @@ static void tick(struct daemon *d)
 	if (ksmd_agents_fd(d->ksmd) >= 0 && ksmd_agents_dispatch(d->ksmd))
 		d->discovered_ns = 0;
 	modules_tick(d);
+	if (d->recorder)
+		recorder_tick(d->recorder, &d->snapshot, balloon_plan_of(d->balloon, d->snapshot.taken_ns));
 	d->ticks++;
 	work_watch(d);
 }
@@ -222,6 +229,18 @@ int daemon_config_load(const struct daemon_options *options, struct config *ret_
 	return 0;
 }
 
+static void reservations_check(struct daemon *d)
+{
+	struct host_snapshot s = { 0 };
+	const char *glob = NULL;
+	uint64_t most = config_reservation_max(&d->config, &glob);
+
+	if (!glob || snapshot_host(d, &s) < 0 || most <= s.mem_total_bytes)
+		return;
+	log_warning("[vm %s] reservation = %" PRIu64 " MiB is more than the host has, ignoring: %" PRIu64 " MiB", glob,
+		    most >> 20, s.mem_total_bytes >> 20);
+}
+
 int daemon_reload(struct daemon *d, struct config_error *ret_error)
 {
 	struct config fresh;
@@ -236,6 +255,9 @@ int daemon_reload(struct daemon *d, struct config_error *ret_error)
 	config_free(&fresh);
 	log_set_level((enum log_level)d->config.log_level);
 	vmm_registry_reconfigure(d->registry);
+	reservations_check(d);
+	if (d->recorder)
+		recorder_settings(d->recorder, &d->config);
 	log_info("reload: done%s%s", *skipped ? "; these changes need a restart: " : "", skipped);
 	return 0;
 }
@@ -297,12 +319,16 @@ static int parts_make(struct daemon *d)
 	if (r == 0)
 		r = vmm_registry_new(d->loop, &d->fs, &d->config, &registry_ops, d, &d->registry);
 	if (r == 0)
+		r = balloon_new(d->loop, &d->fs, &d->config, d->registry, &d->balloon);
+	if (r == 0)
 		r = estimates_new(d, &d->estimates);
 	if (r == 0)
 		r = translations_new(d, &d->translations);
 	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
 	if (r == 0 && !oneshot)
 		r = control_listen(d, &d->control);
+	if (r == 0 && !oneshot && d->options.record_file)
+		r = recorder_new(d->options.record_file, RECORD_FILE_MAX_BYTES, &d->config, &d->recorder);
 	if (r == 0)
 		r = ksmd_new(&d->fs, &d->config, &d->ksmd);
 	if (r == 0 && !oneshot && ksmd_listen(d->ksmd) == 0)
@@ -341,6 +367,7 @@ int daemon_run(struct daemon *d)
 	int r;
 
 	if (d->options.oneshot_fd < 0) {
+		reservations_check(d);
 		log_info("ready: engine=%s%s", config_engine_name(d->config.merge_engine),
 			 d->options.dry_run ? ", dry run: nothing will be changed" : "");
 		r = sd_event_set_watchdog(d->loop, true);
@@ -369,6 +396,8 @@ struct daemon *daemon_free(struct daemon *d)
 	ksmd_free(d->ksmd); /* puts KSM's settings back before anything that may take time */
 	d->control = control_free(d->control); /* now that nothing is at work any more, there may be another daemon */
 	d->estimates = estimates_free(d->estimates);
+	d->balloon = balloon_free(d->balloon);
+	d->recorder = recorder_free(d->recorder);
 	d->translations = translations_free(d->translations);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)

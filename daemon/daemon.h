@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <systemd/sd-event.h>
 
+#include "balloon/balloon.h"
 #include "core/config.h"
 #include "core/fsio.h"
 #include "core/snapshot.h"
@@ -13,6 +14,7 @@
 
 struct control;
 struct estimates;
+struct recorder;
 struct translations;
 
 struct daemon_options {
@@ -21,6 +23,7 @@ struct daemon_options {
 	bool verbose;		 /* log at level debug, whatever the configuration says */
 	const char *policy_dir;	 /* NULL: none */
 	bool dry_run;
+	const char *record_file; /* NULL: nothing is recorded */
 	int oneshot_fd; /* >= 0: look only, serve this one connection and end with it */
 };
 
@@ -31,12 +34,15 @@ struct daemon {
 	sd_event *loop;
 	struct vmm_registry *registry;
 	struct ksmd *ksmd;
+	struct balloon *balloon;
 	struct control *control;
 	struct estimates *estimates;
+	struct recorder *recorder; /* NULL: nothing is recorded */
 	struct translations *translations;
 
 	sd_event_source *tick_timer, *pass_ready, *round_ready, *agents_ready;
 	struct host_snapshot snapshot; /* of the last tick */
+	bool cgroup_failed; /* [host] cgroup could not be read in the last tick */
 	uint64_t started_ns, discovered_ns, ticks;
 };
 
@@ -56,7 +62,9 @@ int daemon_reload(struct daemon *d, struct config_error *ret_error);
 /* The picture of host and VMs as far as no module is needed for it. Names and descriptors are borrowed from the
  * VMs: not to be kept over a return to the loop without snapshot_drop_vm() when a VM goes. The caller ends it
  * with snapshot_free(). 0 or -errno. */
-int snapshot_take(const struct daemon *d, struct host_snapshot *ret_snapshot);
+int snapshot_take(struct daemon *d, struct host_snapshot *ret_snapshot);
+/* Only the host's memory. s is changed only on 0. */
+int snapshot_host(struct daemon *d, struct host_snapshot *s);
 void snapshot_drop_vm(struct host_snapshot *s, const struct vm *vm);
 void snapshot_free(struct host_snapshot *s); /* leaves an empty one */
 

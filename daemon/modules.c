@@ -18,6 +18,7 @@ static size_t modules_list(struct daemon *d, struct module *out)
 {
 	const struct module all[] = {
 		{ &ksmd_ops, d->ksmd },
+		{ &balloon_ops, d->balloon }, /* after ksmd: it counts resident memory and debt */
 	};
 
 	memcpy(out, all, sizeof(all));

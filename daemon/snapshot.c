@@ -3,35 +3,35 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/cgroup.h"
 #include "core/clock.h"
+#include "core/hostmem.h"
+#include "core/log.h"
 #include "daemon/daemon.h"
 #include "ept/slots.h"
 
-static int host_fill(const struct daemon *d, struct host_snapshot *s)
+/* An unreadable cgroup is said once, and the host's own figures stand in for it. */
+int snapshot_host(struct daemon *d, struct host_snapshot *s)
 {
-	char text[8192];
-	ssize_t n = fsio_read(&d->fs, text, sizeof(text), "/proc/meminfo");
-	const struct {
-		const char *key;
-		uint64_t *bytes;
-	} fields[] = { { "MemTotal", &s->mem_total_bytes },
-		       { "MemAvailable", &s->mem_available_bytes },
-		       { "SwapFree", &s->swap_free_bytes } };
+	const char *path = d->config.host_cgroup;
+	struct cgroup_memory memory;
+	char why[CGROUP_PATH_MAX + 128];
+	int r = hostmem_read(&d->fs, s);
 
-	if (n < 0)
-		return (int)n;
-	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
-		uint64_t kib;
-		int r = fsio_field_u64(text, fields[i].key, &kib);
-
-		if (r < 0)
-			return r;
-		*fields[i].bytes = kib * 1024;
-	}
+	if (r < 0 || !*path)
+		return r;
+	r = cgroup_memory_read(&d->fs, path, &memory, why, sizeof(why));
+	if (r == 0)
+		hostmem_narrow(s, &memory);
+	if (r < 0 && !d->cgroup_failed)
+		log_error("[host] cgroup = %s: using all of the host's memory instead: %s", path, why);
+	else if (r == 0 && d->cgroup_failed)
+		log_info("[host] cgroup = %s: can be read now", path);
+	d->cgroup_failed = r < 0;
 	return 0;
 }
 
-static int vm_fill(const struct vm *vm, struct vm_snapshot *out)
+static int vm_fill(const struct daemon *d, const char *own_cgroup, const struct vm *vm, struct vm_snapshot *out)
 {
 	const struct ept_view *view = vm->ept;
 	struct mem_region *regions = NULL;
@@ -57,14 +57,24 @@ static int vm_fill(const struct vm *vm, struct vm_snapshot *out)
 		.mem_merge = vm->cmdline.mem_merge,
 		.mem_lock = vm->cmdline.mem_lock,
 		.migrating = vm->migrating,
+		.running = vm->running,
+		.ram_bytes = vm->ram_bytes,
+		.found_ns = vm->found_ns,
+		.balloon_allowed = vm->settings.balloon,
+		.reservation_bytes = vm->settings.reservation_bytes,
+		.limit_bytes = vm->settings.limit_bytes,
+		.shares = vm->settings.shares,
+		.pressure = cgroup_pressure_of(&d->fs, vm->pid, own_cgroup),
 	};
 	return 0;
 }
 
 static int vms_fill(const struct daemon *d, struct host_snapshot *s)
 {
+	char own_cgroup[CGROUP_PATH_MAX] = "";
 	size_t cap = 0;
 
+	(void)cgroup_path_read(&d->fs, 0, own_cgroup); /* unknown: so is all that depends on it */
 	for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next) {
 		int r;
 
@@ -77,7 +87,7 @@ static int vms_fill(const struct daemon *d, struct host_snapshot *s)
 				return -ENOMEM;
 			s->vms = bigger;
 		}
-		r = vm_fill(vm, &s->vms[s->vm_count]);
+		r = vm_fill(d, own_cgroup, vm, &s->vms[s->vm_count]);
 		if (r < 0)
 			return r;
 		s->vm_count++;
@@ -85,10 +95,10 @@ static int vms_fill(const struct daemon *d, struct host_snapshot *s)
 	return 0;
 }
 
-int snapshot_take(const struct daemon *d, struct host_snapshot *ret_snapshot)
+int snapshot_take(struct daemon *d, struct host_snapshot *ret_snapshot)
 {
 	struct host_snapshot s = { .taken_ns = clock_mono_ns() };
-	int r = host_fill(d, &s);
+	int r = snapshot_host(d, &s);
 
 	if (r == 0)
 		r = vms_fill(d, &s);

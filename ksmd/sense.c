@@ -145,9 +145,12 @@ static void sense_vm(struct ksmd *k, struct tracked_vm *t, struct vm_snapshot *v
 	}
 
 	/* RssAnon is exact to within a batch of pages per CPU. */
-	if (fsio_read(k->fs, text, sizeof(text), "/proc/%d/status", (int)vm->pid) > 0 &&
-	    fsio_field_u64(text, "RssAnon", &kib) == 0)
-		vm->rss_anon_bytes = kib * 1024;
+	if (fsio_read(k->fs, text, sizeof(text), "/proc/%d/status", (int)vm->pid) > 0) {
+		if (fsio_field_u64(text, "RssAnon", &kib) == 0)
+			vm->rss_anon_bytes = kib * 1024;
+		if (fsio_field_u64(text, "RssShmem", &kib) == 0)
+			vm->rss_shmem_bytes = kib * 1024;
+	}
 	if (k->kernel)
 		sense_ksm(k, t, vm, now);
 }
@@ -167,6 +170,7 @@ int ksmd_sense(void *m, struct host_snapshot *s)
 {
 	struct ksmd *k = m;
 
+	s->cow_debt_bytes = k->debt.pages * PAGE_BYTES;
 	if (k->kernel) {
 		int r = ksm_kernel_read(k->kernel, &s->ksm);
 

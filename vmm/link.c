@@ -160,6 +160,7 @@ static void on_event(struct qmp *q, const char *name, const json_t *data, void *
 			e->incoming = false;
 		link_set_flags(e, e->vm.running);
 	} else if (strcmp(name, "RESET") == 0) {
+		e->vm.resets++;
 		log_debug("vm name=%s uuid=%s pid=%d reset", e->vm.name, e->vm.uuid, e->vm.pid);
 	}
 }

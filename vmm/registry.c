@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "vmm/discover.h"
 #include "vmm/entry.h"
@@ -154,6 +155,7 @@ static int on_found(const struct vmm_found *found, void *userdata)
 	vm->pidfd = found->pidfd;
 	vm->uid = found->uid;
 	vm->start_ticks = found->start_ticks;
+	vm->found_ns = clock_mono_ns();
 	vm->cmdline = found->cmdline;
 	vm->ram_bytes = found->cmdline.ram_bytes;
 	vm->running = true;

@@ -41,6 +41,7 @@ struct vm {
 	char own_domain[40];  /* "=PID-START": a domain of one that nobody can choose; see core/snapshot.h */
 	uid_t uid;	      /* the process's real user; (uid_t)-1 when unknown */
 	uint64_t start_ticks; /* /proc/PID/stat field 22 */
+	uint64_t found_ns;    /* CLOCK_MONOTONIC */
 	uint64_t ram_bytes;   /* configured memory at boot: QMP's, else the command line's */
 	struct vmm_cmdline cmdline;
 	struct config_vm settings;  /* config_for_vm(name) */
@@ -49,8 +50,10 @@ struct vm {
 	char why[256];	 /* reason of the state, for people; may be empty */
 	bool migrating;	 /* as far as QMP says: events, and asked again by every discovery */
 	bool running;	 /* likewise; true when unknown */
+	uint64_t resets; /* of the guest, as far as QMP says */
 	struct qmp *qmp; /* NULL unless VM_READY */
 	void *ept;	 /* the ept module's view of this VM */
+	void *balloon;	 /* the balloon module's */
 	struct vm *next; /* registry's list, in order of discovery */
 };
 

@@ -57,6 +57,7 @@ clean_up()
 	done
 	wait
 	[ ! -s "$work/ksm-before" ] || ksm_put_back
+	[ -z "${cgroup_dir:-}" ] || [ ! -d "$cgroup_dir" ] || rmdir "$cgroup_dir"
 	[ "${KEEP:-0}" = 1 ] || rm -rf "$work"
 	exit "$status"
 }
@@ -99,7 +100,10 @@ start_guest()
 	shift
 	guests+=("$dir")
 	# The lock must not outlive this script in a guest.
-	"$guest/run-guest.sh" --dir "$work/$dir" "$@" 9>&-
+	(
+		[ -z "${cgroup_dir:-}" ] || echo "$BASHPID" >"$cgroup_dir/cgroup.procs"
+		exec "$guest/run-guest.sh" --dir "$work/$dir" "$@" 9>&-
+	)
 }
 
 # start_agent_guest DIR [run-guest.sh OPTION...]: QEMU with the agent, and a second monitor for the test. Where it is to
@@ -118,6 +122,34 @@ qmp()
 {
 	local run='{"execute":"qmp_capabilities"}{"execute":"'$2'"'${3:+,'"arguments":'$3}'}'
 	echo "$run" | socat -t 2 - "UNIX-CONNECT:$work/$1/qmp2.sock"
+}
+
+# A cgroup of its own for the guests started from now on: $cgroup, as in /proc/PID/cgroup.
+needs_memory_cgroup()
+{
+	local top
+	cgroup=/memvirt-test-$$
+	for top in /sys/fs/cgroup/memory /sys/fs/cgroup /sys/fs/cgroup/unified; do
+		cgroup_dir=$top$cgroup
+		[ -w "$top/memory.limit_in_bytes" ] || grep -qs memory "$top/cgroup.subtree_control" || continue
+		mkdir "$cgroup_dir" && return 0
+	done
+	skip "no memory cgroup can be made here"
+}
+
+cgroup_usage()
+{
+	local bytes
+	bytes=$(cat "$cgroup_dir/memory.usage_in_bytes" 2>/dev/null || cat "$cgroup_dir/memory.current")
+	echo $((bytes >> 20))
+}
+
+# limit_cgroup MIB
+limit_cgroup()
+{
+	local file=$cgroup_dir/memory.max
+	[ -e "$file" ] || file=$cgroup_dir/memory.limit_in_bytes
+	echo $(($1 << 20)) >"$file"
 }
 
 wait_round()

@@ -1,7 +1,7 @@
 #!/bin/sh
 # build-image.sh [OUTDIR] - make what a test guest boots from, in OUTDIR (default: build/guest):
 #   vmlinuz     the kernel of Debian's cloud image package
-#   initrd      busybox, the virtio modules, guest-work; not compressed: unpacking costs more than loading
+#   initrd      busybox, the virtio modules, guest-work, guest-shift; not compressed: unpacking costs more than loading
 #   root.ext4   Python and some hundred MiB of real files, shared read-only by all guests
 #   no-thp      helper of run-guest.sh
 # Needs no root and installs nothing. Does nothing when OUTDIR is up to date; packages once fetched are kept.
@@ -103,10 +103,10 @@ make_initrd()
 		take_module "$module"
 	done
 	cp "$(command -v busybox)" "$tmp/initrd/bin/busybox"
-	for applet in sh cat insmod mount poweroff sleep stty usleep; do
+	for applet in sh cat insmod mount poweroff sleep stty swapon usleep; do
 		ln -s busybox "$tmp/initrd/bin/$applet"
 	done
-	cp "$tmp/guest-work" "$tmp/initrd/bin/"
+	cp "$tmp/guest-work" "$tmp/guest-shift" "$tmp/initrd/bin/"
 	install -m 755 "$here/init" "$tmp/initrd/init"
 	(cd "$tmp/root" && find . -type f | LC_ALL=C sort | "$tmp/guest-work" manifest) >"$tmp/initrd/manifest"
 	(cd "$tmp/initrd" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$tmp/initrd.cpio"
@@ -122,7 +122,7 @@ out=$(cd "$out" && pwd)
 exec 9>"$out/lock"
 flock 9	# several tests may want the image at once
 
-want=$(cd "$here" && { echo "$kernel"; cat build-image.sh init guest-work.c guest.py no-thp.c; } | sha256sum)
+want=$(cd "$here" && { echo "$kernel"; cat build-image.sh init guest-work.c guest-shift.c guest.py no-thp.c; } | sha256sum)
 [ "$(cat "$out/stamp" 2>/dev/null)" != "$want" ] || exit 0
 rm -f "$out/stamp"
 tmp=$(mktemp -d "$out/tmp.XXXXXX")
@@ -138,11 +138,12 @@ esac
 
 # Vector code is slow under emulation.
 "${CC:-gcc}" -O2 -fno-tree-vectorize -static -o "$tmp/guest-work" "$here/guest-work.c"
+"${CC:-gcc}" -O2 -fno-tree-vectorize -static -pthread -o "$tmp/guest-shift" "$here/guest-shift.c"
 "${CC:-gcc}" -O2 -static -o "$tmp/no-thp" "$here/no-thp.c"
 make_root
 make_initrd
 
 mv "$tmp/initrd.cpio" "$out/initrd"
-mv "$tmp/vmlinuz" "$tmp/root.ext4" "$tmp/guest-work" "$tmp/no-thp" "$out/"
+mv "$tmp/vmlinuz" "$tmp/root.ext4" "$tmp/guest-work" "$tmp/guest-shift" "$tmp/no-thp" "$out/"
 echo "$want" >"$out/stamp"
 echo "build-image: $out is ready ($kernel_package)"

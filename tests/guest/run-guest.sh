@@ -11,7 +11,7 @@ usage: run-guest.sh --dir RUNDIR [OPTION...] [-- QEMU-ARGUMENT...]
   --name NAME           default: guest
   --uuid UUID           default: made from the name, the same each time
   --mem MIB             default: 768
-  --workload W          idle, python, tmpfs or files; default: idle
+  --workload W          idle, python, tmpfs, files or shift (needs disks, see README.md); default: idle
   --seed N              default: 1
   --append WORDS        more for the kernel command line, e.g. "round_s=5 pattern_mib=64"
   --thp on|off          huge pages for guest memory; default: on, if the host allows them
@@ -66,8 +66,8 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$dir" ] || { usage >&2; exit 2; }
 case $workload in
-idle | python | tmpfs | files) ;;
-*) die "--workload $workload: want idle, python, tmpfs or files" ;;
+idle | python | tmpfs | files | shift) ;;
+*) die "--workload $workload: want idle, python, tmpfs, files or shift" ;;
 esac
 command -v socat >/dev/null || die "socat is not installed"
 [ -e "$image/stamp" ] || die "no guest image in $image: run build-image.sh"

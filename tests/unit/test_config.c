@@ -175,6 +175,16 @@ static void test_config_text_table_gives_expected(void)
 		{ "first error wins", "[daemon]\ntick = 1\nlog_level = loud\n", "test.conf:2: tick = 1: bad unit" },
 		{ "relative socket", "[daemon]\ncontrol_socket = run/x\n", "control_socket: expected an absolute path" },
 		{ "empty state_dir", "[daemon]\nstate_dir =\n", "state_dir: expected an absolute path" },
+		{ "limit below reservation", "[vm a]\nreservation = 2GiB\nlimit = 1GiB\n",
+		  "test.conf:3: limit is less than reservation in section [vm a]" },
+		{ "reservation above limit", "[vm a]\nlimit = 1GiB\nshares = 7\nreservation = 1048577KiB\n",
+		  "test.conf:4: limit is less than reservation in section [vm a]" },
+		{ "limit as large as reservation", "[vm a]\nlimit = 1GiB\nreservation = 1GiB\n", NULL },
+		{ "no limit", "[vm a]\nlimit = 0\nreservation = 1GiB\n", NULL },
+		{ "limit below another section's reservation",
+		  "[vm *]\nreservation = 2GiB\n[vm a]\nlimit = 1GiB\n", NULL },
+		{ "relative cgroup", "[host]\ncgroup = machine.slice\n", "cgroup: expected a path as in /proc/PID/cgroup" },
+		{ "cgroup", "[host]\ncgroup = /machine.slice\n", NULL },
 		{ "scan faster than the tick", "[daemon]\ntick = 10s\n[scan]\ninterval = 9s\n[vmm]\ndiscover = 10s\n",
 		  "test.conf: [scan] interval is shorter than [daemon] tick" },
 		{ "discover faster than the tick", "[daemon]\ntick = 6s\n",
@@ -267,6 +277,24 @@ static void test_config_rules_later_match_wins(void)
 		UNIT_CASE(cases[i].name, strcmp(vm.qmp, cases[i].qmp) == 0);
 		UNIT_CASE(cases[i].name, vm.merge == cases[i].merge);
 	}
+	config_free(&c);
+}
+
+static void test_config_reservation_max_names_its_section(void)
+{
+	struct config_error e;
+	struct config c;
+	const char *glob = "untouched";
+
+	config_init(&c);
+	CU_ASSERT_EQUAL(config_reservation_max(&c, &glob), 0);
+	CU_ASSERT_STRING_EQUAL(glob, "untouched");
+	if (load("[vm *]\nreservation = 2GiB\n[vm big-*]\nreservation = 6GiB\n[vm x]\nreservation = 1GiB\n", &c, &e) < 0) {
+		CU_FAIL("does not load");
+		return;
+	}
+	CU_ASSERT_EQUAL(config_reservation_max(&c, &glob), 6 * GIB);
+	CU_ASSERT_STRING_EQUAL(glob, "big-*");
 	config_free(&c);
 }
 
@@ -461,6 +489,34 @@ static void test_config_printed_file_is_the_shipped_one(void)
 	CU_ASSERT_STRING_EQUAL(text, shipped);
 }
 
+/* Values of every type, and one in each unit. */
+static void test_config_printed_section_loads_to_the_same(void)
+{
+	static const char *const sections[] = { "daemon", "vmm", "host", "balloon", "scan", "merge" };
+	static const char text[] = "[daemon]\ntick = 1500ms\nlog_level = debug\n[vmm]\ndiscover = 1h\nlibvirt =\n"
+				   "[host]\nmin_free = 3145729KiB\ncgroup = /machine.slice\n[balloon]\ncontrol = off\n"
+				   "step = 7%\nhold = 90s\n[scan]\nworkers = 5\n[merge]\nengine = hinted\nmin_gain = 3GiB\n";
+	struct config_error e;
+	struct config c, again;
+	char *out = NULL;
+	size_t len = 0;
+	FILE *f = open_memstream(&out, &len);
+
+	CU_ASSERT_EQUAL(load(text, &c, &e), 0);
+	unit_must(f, "open_memstream");
+	for (size_t i = 0; i < ARRAY_SIZE(sections); i++)
+		config_print_section(f, &c, sections[i]);
+	fclose(f);
+	CU_ASSERT_PTR_NOT_NULL(strstr(out, "min_free = 3145729KiB\n"));
+	CU_ASSERT_PTR_NOT_NULL(strstr(out, "hold = 90s\n"));
+	CU_ASSERT_PTR_NOT_NULL(strstr(out, "min_gain = 3GiB\n"));
+	CU_ASSERT_EQUAL(load(out, &again, &e), 0);
+	CU_ASSERT_EQUAL(memcmp(&c, &again, sizeof(c)), 0);
+	free(out);
+	config_free(&c);
+	config_free(&again);
+}
+
 static void test_config_help_and_man_name_every_key(void)
 {
 	auto_free char *help = printed(config_print_help);
@@ -486,12 +542,14 @@ int main(void)
 		{ "binary", test_config_binary_text_refused },
 		{ "rules_order", test_config_rules_later_match_wins },
 		{ "rules_none", test_config_no_rules_gives_defaults },
+		{ "reservation_max", test_config_reservation_max_names_its_section },
 		{ "rules_many", test_config_rules_too_many_refused },
 		{ "adopt", test_config_adopt_takes_reloadable_names_rest },
 		{ "policy_dir", test_config_policy_dir_read_in_name_order },
 		{ "bad_file", test_config_bad_file_leaves_target_untouched },
 		{ "printed_loads", test_config_printed_file_loads_to_defaults },
 		{ "printed_shipped", test_config_printed_file_is_the_shipped_one },
+		{ "printed_section", test_config_printed_section_loads_to_the_same },
 		{ "help_man", test_config_help_and_man_name_every_key },
 		CU_TEST_INFO_NULL,
 	};

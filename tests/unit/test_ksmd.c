@@ -25,17 +25,22 @@ struct world {
 	bool dry_run;
 };
 
+#define SHARED_BYTES (1u << 20)
+
 /* Both children hold the same: half of it zero pages, the other half pages that occur once in each. */
 static char *guest_make(void *arg)
 {
 	uint64_t contents[PAGES];
-	char *map;
+	char *map, *shared;
 
 	(void)arg;
 	for (size_t i = 0; i < PAGES; i++)
 		contents[i] = i % 2 ? i : 0;
 	map = unit_pages_make(&(struct unit_pages){ contents, PAGES });
 	madvise(map, PAGES * (size_t)PAGE_BYTES, MADV_MERGEABLE); /* the host's scanner is not started */
+	shared = mmap(NULL, SHARED_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	unit_must(shared != MAP_FAILED, "mmap");
+	memset(shared, 1, SHARED_BYTES);
 	return map;
 }
 
@@ -148,6 +153,8 @@ static void test_ksmd_gain_found_scanner_started_and_restored(void)
 	world_begin(&w, true, false);
 	tick(&w, 1);
 	CU_ASSERT_TRUE(status(&w).passing);
+	CU_ASSERT_TRUE(w.vms[0].rss_anon_bytes >= (uint64_t)PAGES * PAGE_BYTES);
+	CU_ASSERT_TRUE(w.vms[0].rss_shmem_bytes >= SHARED_BYTES);
 	CU_ASSERT_TRUE(knob_is(&w, "run", "0\n"));
 	CU_ASSERT_PTR_NULL(status(&w).last);
 	wait_pass(&w);
@@ -291,6 +298,7 @@ static void test_ksmd_debt_keeps_scanner_off_until_it_fits(void)
 	w.s.mem_available_bytes = 41 << 20; /* it would fit, but only just */
 	tick(&w, 1);
 	CU_ASSERT_TRUE(knob_is(&w, "run", "0\n"));
+	CU_ASSERT_EQUAL(w.s.cow_debt_bytes, 40 << 20); /* others see it too */
 	w.s.swap_free_bytes = 9 << 20;
 	tick(&w, 1);
 	CU_ASSERT_EQUAL(status(&w).debt->state, DEBT_OK);
