@@ -30,11 +30,24 @@ struct ram {
 	int advice;  /* MADV_HUGEPAGE or MADV_NOHUGEPAGE */
 	bool shared; /* a memory file */
 	bool hugetlb;
+	bool merged; /* the pages OWN and ABSENT are mapped from a store; ABSENT is not touched */
 };
 
 static void put(char *ram, uint64_t at, uint64_t entry)
 {
 	memcpy(ram + at, &entry, sizeof(entry));
+}
+
+/* As an agent maps frames. */
+static void store_map(char *ram)
+{
+	int fd = memfd_create("memvirt-store:test", MFD_CLOEXEC);
+
+	if (fd < 0 || pwrite(fd, FILLED, sizeof(FILLED), 0x123) != sizeof(FILLED) || ftruncate(fd, PAGE_BYTES) < 0 ||
+	    mmap(ram + OWN, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) != ram + OWN ||
+	    mmap(ram + ABSENT, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) != ram + ABSENT)
+		_exit(1);
+	(void)*(volatile char *)(ram + OWN);
 }
 
 /* RAM aligned to 2 MiB, with 4-level tables: GVA 0 .. 2 MiB by small pages, 2 MiB on by a page of 2 MiB, 4 MiB on by a table
@@ -66,6 +79,8 @@ static char *ram_make(void *arg)
 	if (!r->shared && !r->hugetlb)
 		(void)*(volatile char *)(ram + ZERO);
 	ram[RAM_BYTES / 2] = 1;
+	if (r->merged)
+		store_map(ram);
 	return ram;
 }
 
@@ -328,6 +343,25 @@ static void test_translate_memory_file_only_what_is_mapped(void)
 	rig_stop(&g);
 }
 
+static void test_translate_store_frame_told_and_read(void)
+{
+	char bytes[sizeof(FILLED)] = "";
+	struct translation t;
+	struct rig g;
+
+	rig_start(&g, (struct ram){ .advice = MADV_NOHUGEPAGE, .merged = true });
+	CU_ASSERT_EQUAL(translate_gva(g.target, &regs, 0x123, &t), 0);
+	CU_ASSERT_EQUAL(t.page.frame.state, FRAME_PRESENT);
+	CU_ASSERT_EQUAL(t.page.frame.kind, FRAME_STORE);
+	CU_ASSERT_EQUAL(t.page.frame.hpa, frame_of(&g, OWN) * PAGE_BYTES + 0x123);
+	/* What is mapped from a store and absent is not zero. */
+	CU_ASSERT_EQUAL(translate_gva(g.target, &regs, 0x2123, &t), 0);
+	CU_ASSERT_EQUAL(t.page.frame.state, FRAME_ABSENT);
+	CU_ASSERT_EQUAL(ept_target_read(g.target, ABSENT + 0x123, bytes, sizeof(bytes)), 0);
+	CU_ASSERT_STRING_EQUAL(bytes, FILLED);
+	rig_stop(&g);
+}
+
 static void test_translate_by_hva_finds_gpa(void)
 {
 	struct translation t;
@@ -427,6 +461,7 @@ int main(void)
 		{ "hugetlb", test_translate_hugetlb_pages_known },
 		{ "modes", test_translate_modes_count_references },
 		{ "memory file", test_translate_memory_file_only_what_is_mapped },
+		{ "store", test_translate_store_frame_told_and_read },
 		{ "hva", test_translate_by_hva_finds_gpa },
 		{ "gone", test_translate_gone_process_told },
 		{ "search", test_search_finds_frames_of_right_vm },
