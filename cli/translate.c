@@ -57,9 +57,9 @@ static void print_host(const json_t *host)
 {
 	char node[16];
 
-	printf("%s", text(host, "state"));
+	printf("%s: %s frame", text(host, "state"), text(host, "kind"));
 	if (strcmp(text(host, "state"), "present") == 0)
-		printf(": %s frame, %s page, node %s%s", text(host, "kind"), page_size(host, "page_bytes"),
+		printf(", %s page, node %s%s", page_size(host, "page_bytes"),
 		       node_text(host, node), is(host, "exclusive") ? "" : ", mapped elsewhere too");
 }
 
@@ -104,7 +104,7 @@ static void print_steps(const json_t *steps)
 		table_add(t, "%s", entry_bits(step, bits));
 		table_add(t, "%s", text(step, "hva"));
 		table_add(t, "%s", text(step, "hpa"));
-		table_add(t, "%s", json_is_string(json_object_get(host, "kind")) ? text(host, "kind") : text(host, "state"));
+		table_add(t, "%s", strcmp(text(host, "state"), "present") == 0 ? text(host, "kind") : text(host, "state"));
 		table_add(t, "%s", page_size(host, "page_bytes"));
 		table_add(t, "%s", page_size(host, "stage2_page_bytes"));
 		table_add(t, "%s", node_text(host, node));

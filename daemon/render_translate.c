@@ -24,8 +24,8 @@ static const char *backing_name(enum mem_backing backing)
 static json_t *render_frame(const struct frame *f, uint64_t stage2_bytes)
 {
 	if (f->state != FRAME_PRESENT)
-		return json_pack("{s:s, s:n, s:n, s:n, s:n, s:n}", "state", frame_state_name(f->state), "kind", "page_bytes",
-				 "stage2_page_bytes", "node", "exclusive");
+		return json_pack("{s:s, s:s, s:n, s:n, s:n, s:n}", "state", frame_state_name(f->state), "kind",
+				 frame_kind_name(f->kind), "page_bytes", "stage2_page_bytes", "node", "exclusive");
 	return json_pack("{s:s, s:s, s:I, s:o, s:o, s:b}", "state", frame_state_name(f->state), "kind",
 			 frame_kind_name(f->kind), "page_bytes", (json_int_t)f->page_bytes, "stage2_page_bytes",
 			 stage2_bytes ? json_integer((json_int_t)stage2_bytes) : json_null(), "node",

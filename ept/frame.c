@@ -62,24 +62,22 @@ static int node_of(const struct ept_target *t, uint64_t hva)
 	return move_pages(t->pid, 1, &page, NULL, &node, 0) == 0 && node >= 0 ? node : -1;
 }
 
+static int kind_by_mapping(const struct ept_target *t, uint64_t hva, enum frame_kind *ret_kind)
+{
+	struct vma vma;
+	int r = ept_target_vma(t, hva, &vma);
+
+	if (r == 0)
+		*ret_kind = vma.store ? FRAME_STORE : vma.inode || vma.shared ? FRAME_FILE : FRAME_OWN;
+	return r;
+}
+
 static int kind_look(const struct ept_target *t, uint64_t hva, uint64_t entry, unsigned state, uint64_t flags,
 		     struct frame *f)
 {
-	struct vma vma;
-	int r;
-
-	if (state & PAGE_ZERO_MAPPED) {
-		f->kind = FRAME_ZERO;
-	} else if (flags & KPF_KSM) {
-		f->kind = FRAME_KSM;
-	} else if (entry & FRAME_ENTRY_FILE) {
-		r = ept_target_vma(t, hva, &vma);
-		if (r < 0)
-			return r;
-		f->kind = vma.store ? FRAME_STORE : FRAME_FILE;
-	} else {
-		f->kind = FRAME_OWN;
-	}
+	if (!(state & PAGE_ZERO_MAPPED) && !(flags & KPF_KSM) && (entry & FRAME_ENTRY_FILE))
+		return kind_by_mapping(t, hva, &f->kind);
+	f->kind = state & PAGE_ZERO_MAPPED ? FRAME_ZERO : flags & KPF_KSM ? FRAME_KSM : FRAME_OWN;
 	return 0;
 }
 
@@ -116,8 +114,9 @@ static int look_once(const struct ept_target *t, uint64_t hva, struct frame *f)
 	if (entry & FRAME_ENTRY_PRESENT) {
 		f->state = FRAME_PRESENT;
 		r = present_look(t, hva, entry, f);
-	} else if (entry & FRAME_ENTRY_SWAPPED) {
-		f->state = FRAME_SWAPPED;
+	} else {
+		f->state = entry & FRAME_ENTRY_SWAPPED ? FRAME_SWAPPED : FRAME_ABSENT;
+		r = kind_by_mapping(t, hva, &f->kind);
 	}
 	if (r < 0)
 		return r;

@@ -31,8 +31,9 @@ enum frame_kind {
 
 struct frame {
 	enum frame_state state;
+	enum frame_kind kind; /* not FRAME_PRESENT: by its mapping, FRAME_OWN, FRAME_STORE or FRAME_FILE. Of what was merged, much is
+			       * absent: it is mapped in when the guest touches it next */
 	/* FRAME_PRESENT: */
-	enum frame_kind kind;
 	bool hpa_known;
 	bool exclusive;	     /* mapped here and nowhere else */
 	bool hugetlb;

@@ -37,13 +37,18 @@ known()
 # expression says. Leaves way.json and back.json.
 find_frame()
 {
-	local gpa
-	for gpa in $(seq $((0x1000000)) $((97 * 4096)) $((0x1f000000))); do
+	local gpa kind
+	: >"$work/kinds"
+	for gpa in $(seq $((0x1000000)) $((641 * 4096)) $((0x1f000000))); do
 		ctl --json translate a --gpa "$gpa" >"$work/way.json"
-		[ "$(get "j['host']['kind']" <"$work/way.json")" = "$1" ] || continue
+		kind=$(get "j['host']['kind']" <"$work/way.json")
+		echo "$kind" >>"$work/kinds"
+		[ "$kind" = "$1" ] || continue
 		ctl --json translate --hpa "$(get "j['hpa']" <"$work/way.json")" >"$work/back.json"
 		[ "$(get "$2" <"$work/back.json")" != True ] || return 0
 	done
+	sort "$work/kinds" | uniq -c >&2
+	[ ! -s "$work/back.json" ] || head -c 2000 "$work/back.json" >&2
 	die "no such frame of kind $1"
 }
 
@@ -101,6 +106,7 @@ merged()
 	ctl --json merge status | get "j['rounds'] > 0 and j['saved_mib'] > 64" | grep -q True
 }
 wait_for 120 "the first round" merged
+wait_rounds 2 a b # merged memory is mapped in when the guest reads it
 both stop
 find_frame store "j['host']['kind'] == 'store' and set(m['name'] for m in j['mappings']) == {'a', 'b'}"
 places_lead_back

@@ -181,6 +181,7 @@ static void test_translate_zero_and_absent_pages_not_touched(void)
 	CU_ASSERT_EQUAL(t.page.frame.kind, FRAME_ZERO);
 	CU_ASSERT_EQUAL(translate_gva(g.target, &regs, 0x2010, &t), 0);
 	CU_ASSERT_EQUAL(t.page.frame.state, FRAME_ABSENT);
+	CU_ASSERT_EQUAL(t.page.frame.kind, FRAME_OWN);
 	CU_ASSERT_FALSE(t.page.frame.hpa_known);
 	/* A table in a page that was never written: full of zeroes, and stays absent. */
 	CU_ASSERT_EQUAL(translate_gva(g.target, &regs, 2 * HUGE_BYTES, &t), -EFAULT);
@@ -357,6 +358,7 @@ static void test_translate_store_frame_told_and_read(void)
 	/* What is mapped from a store and absent is not zero. */
 	CU_ASSERT_EQUAL(translate_gva(g.target, &regs, 0x2123, &t), 0);
 	CU_ASSERT_EQUAL(t.page.frame.state, FRAME_ABSENT);
+	CU_ASSERT_EQUAL(t.page.frame.kind, FRAME_STORE);
 	CU_ASSERT_EQUAL(ept_target_read(g.target, ABSENT + 0x123, bytes, sizeof(bytes)), 0);
 	CU_ASSERT_STRING_EQUAL(bytes, FILLED);
 	rig_stop(&g);
