@@ -68,10 +68,11 @@ static int set(struct balloon *b, const struct vm *vm, const struct balloon_vm *
 static uint64_t to_ask_for(struct balloon_vm *v, const struct vm *vm, const struct balloon_vm_plan *plan)
 {
 	const struct balloon_told *told = balloon_vm_told(vm);
+	uint64_t resets = vm->resets + told->resets;
 
-	if (v->resets == vm->resets || plan->target_bytes < told->max_bytes)
+	if (v->resets == resets || plan->target_bytes < told->max_bytes)
 		return plan->target_bytes;
-	v->resets = vm->resets;
+	v->resets = resets;
 	return plan->target_bytes - MIB;
 }
 

@@ -23,15 +23,6 @@ static void domain_free(virDomainPtr *dom)
 }
 #define auto_domain __attribute__((cleanup(domain_free))) virDomainPtr
 
-static struct libvirt_domain *see(struct libvirt_link *l, virDomainPtr dom, const char *how)
-{
-	char uuid[VIR_UUID_STRING_BUFLEN];
-
-	if (virDomainGetUUIDString(dom, uuid) < 0)
-		return NULL;
-	return libvirt_domains_see(&l->hub->domains, uuid, virDomainGetName(dom), (int)virDomainGetID(dom), how);
-}
-
 /* ---- all domains ---- */
 
 /* Part of connecting, so that libvirtd hanging does not look like a domain that does. */
@@ -48,7 +39,11 @@ bool libvirt_link_list(struct libvirt_link *l)
 		log_debug("libvirt uri=%s lists no domains: %s", h->uri, virGetLastErrorMessage());
 	libvirt_call_end(l);
 	for (int i = 0; i < count; i++) {
-		see(l, doms[i], "list");
+		char uuid[VIR_UUID_STRING_BUFLEN];
+
+		if (virDomainGetUUIDString(doms[i], uuid) == 0)
+			libvirt_domains_see(&h->domains, uuid, virDomainGetName(doms[i]),
+					    (int)virDomainGetID(doms[i]), "list");
 		virDomainFree(doms[i]);
 	}
 	free(doms);
@@ -67,10 +62,15 @@ bool libvirt_link_list(struct libvirt_link *l)
 
 static void figures_take(struct libvirt_link *l, const virDomainStatsRecord *record, uint64_t now_ns)
 {
-	struct libvirt_domain *d = see(l, record->dom, "figures");
+	char uuid[VIR_UUID_STRING_BUFLEN];
+	struct libvirt_domain *d = NULL;
 
-	if (!d)
+	if (virDomainGetUUIDString(record->dom, uuid) == 0)
+		d = libvirt_domains_find(&l->hub->domains, uuid);
+	/* One that is being started has figures, too. Its event comes when it can be talked to. */
+	if (!d || d->id != (int)virDomainGetID(record->dom))
 		return;
+	d->missing = false;
 	switch (libvirt_figures_take(record->params, record->nparams, now_ns, &d->told)) {
 	case LIBVIRT_ANSWER_BUSY:
 		if (d->busy_ns == 0)

@@ -157,15 +157,13 @@ static void link_ref(struct libvirt_link *l)
 	pthread_mutex_unlock(&l->hub->lock);
 }
 
-/* What libvirt refused holds no reference. */
+/* What libvirt refused holds no reference. That a connection was closed is told by the connection itself, whose thread takes
+ * the callback back before it ends; not every driver of libvirt would give a reference back. */
 void libvirt_events_watch(struct libvirt_link *l)
 {
 	if (virConnectSetKeepAlive(l->conn, LIBVIRT_KEEPALIVE_INTERVAL_S, LIBVIRT_KEEPALIVE_COUNT) != 0)
 		log_debug("libvirt uri=%s has no keepalive, ignoring", l->hub->uri);
-	link_ref(l);
-	l->watches_close = virConnectRegisterCloseCallback(l->conn, on_closed, l, release) == 0;
-	if (!l->watches_close)
-		libvirt_link_unref(l);
+	l->watches_close = virConnectRegisterCloseCallback(l->conn, on_closed, l, NULL) == 0;
 	for (size_t i = 0; i < ARRAY_SIZE(events); i++) {
 		link_ref(l);
 		l->events[i] = virConnectDomainEventRegisterAny(l->conn, NULL, events[i].id, events[i].call, l, release);

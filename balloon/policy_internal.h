@@ -32,7 +32,7 @@ struct track {
 	/* The guest, as of the statistics of stats_ns; 0: none were good yet */
 	uint64_t stats_ns;
 	uint64_t stats_void_ns; /* until then made by what ran before the reset */
-	uint64_t swap_in_bytes, major_faults, oom_kills, resets;
+	uint64_t swap_in_bytes, swap_out_bytes, major_faults, oom_kills, resets;
 	uint64_t used_bytes; /* now */
 	uint64_t demand_bytes; /* what it used lately: rises at once, falls slowly */
 	uint64_t ahead_bytes; /* what it will use more by the time that memory given now has arrived */

@@ -3,7 +3,7 @@
 #include "balloon/policy_internal.h"
 
 /* While guests starve, others give this much faster than by a step a tick. */
-#define URGENT_STEPS 4
+#define URGENT_STEPS 8
 
 /* The part of min_free that is not given to a guest, whatever it is short of: the host's own use moves by that much. */
 #define LAST_RESERVE_SHARE 8
@@ -142,14 +142,9 @@ static void target_set(struct balloon_vm_plan *plan, const struct vm_snapshot *v
 	plan->why = why;
 }
 
-/* Memory for the VM; returns how much. What is on its way is not lessened: it would come and go by what is free from tick to
- * tick. */
+/* Memory for the VM; returns how much. */
 static uint64_t grow_to(struct balloon_policy *p, size_t i, const struct vm_snapshot *vm, uint64_t bytes, const char *why)
 {
-	uint64_t asked = p->tracks[i].target_bytes;
-
-	if (asked > bytes && asked <= vm_limit_bytes(vm))
-		bytes = asked;
 	target_set(&p->vms[i], vm, bytes, why);
 	return less_u64(p->vms[i].target_bytes, vm->balloon.actual_bytes);
 }
@@ -312,13 +307,22 @@ static void grow_reserved(struct balloon_policy *p, const struct host_snapshot *
 
 /* ---- taking ---- */
 
-/* How far this VM may go down now. */
-static uint64_t floor_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
+/* How far this VM may go down now. Where another guest starves it keeps what it uses now, and room; what it used a while
+ * ago counts only while there is enough for all. */
+static uint64_t floor_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t,
+			    bool urgent)
 {
-	return max_u64(untouched_bytes(p, vm, t), min_u64(t->entitled_bytes, vm_limit_bytes(vm)));
+	uint64_t least = vm_min_bytes(vm, &p->limits), limit = vm_limit_bytes(vm);
+
+	if (!urgent)
+		return max_u64(untouched_bytes(p, vm, t), min_u64(t->entitled_bytes, limit));
+	if (is_contested(p) || t->objection != VETO_NONE)
+		return untouched_bytes(p, vm, t);
+	return max_u64(min_u64(vm_size_for(vm, t->used_bytes, &p->limits), limit), least);
 }
 
-static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, uint64_t now_ns)
+static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, uint64_t now_ns,
+		       bool urgent)
 {
 	const struct track *t = &p->tracks[i];
 	uint64_t actual = vm->balloon.actual_bytes;
@@ -336,22 +340,51 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 	    (actual > t->target_bytes + vm_dead_band(vm) || vm->balloon.stats_ns <= t->arrived_ns))
 		return false;
 	/* A balloon that brings nothing is to cost its guest a step, not all that a balloon may take. */
-	if (!is_contested(p) && effect_awaited(t, now_ns))
+	if (!is_contested(p) && !urgent && effect_awaited(t, now_ns))
 		return false;
-	return is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
+	return urgent || is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
+}
+
+/* What a guest has never touched it does not miss, and nothing comes back for it: where another starves, steps count from
+ * what it holds. */
+static uint64_t shrunk_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, bool urgent)
+{
+	uint64_t step = max_u64(step_bytes(p, vm), vm_dead_band(vm));
+	uint64_t least = urgent ? less_u64(vm_held_bytes(vm), URGENT_STEPS * step) :
+				  less_u64(vm->balloon.actual_bytes, step);
+
+	return max_u64(floor_bytes(p, vm, &p->tracks[i], urgent), least);
+}
+
+static bool anybody_starves(const struct balloon_policy *p, const struct host_snapshot *s)
+{
+	for (size_t i = 0; i < s->vm_count; i++)
+		if (may_grow(p->vms[i].block) && p->tracks[i].veto != VETO_NONE)
+			return true;
+	return false;
+}
+
+/* What shrink() will take in this tick for guests that starve. It can be given away at once: a balloon takes it sooner than
+ * the guest that is given it has filled it. */
+static uint64_t coming_bytes(const struct balloon_policy *p, const struct host_snapshot *s)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < s->vm_count; i++)
+		if (may_shrink(p, &s->vms[i], i, s->taken_ns, true))
+			sum += less_u64(vm_held_bytes(&s->vms[i]), shrunk_bytes(p, &s->vms[i], i, true));
+	return sum;
 }
 
 static void shrink(struct balloon_policy *p, const struct host_snapshot *s, bool urgent)
 {
 	for (size_t i = 0; i < s->vm_count; i++) {
 		const struct vm_snapshot *vm = &s->vms[i];
-		uint64_t actual = vm->balloon.actual_bytes, floor, step, target;
+		uint64_t actual = vm->balloon.actual_bytes, target;
 
-		if (!may_shrink(p, vm, i, s->taken_ns))
+		if (!may_shrink(p, vm, i, s->taken_ns, urgent))
 			continue;
-		floor = floor_bytes(p, vm, &p->tracks[i]);
-		step = max_u64(step_bytes(p, vm), vm_dead_band(vm)) * (urgent ? URGENT_STEPS : 1);
-		target = max_u64(floor, less_u64(actual, step));
+		target = shrunk_bytes(p, vm, i, urgent);
 		if (less_u64(actual, target) < vm_dead_band(vm)) {
 			p->vms[i].why = "nothing idle";
 			continue;
@@ -377,8 +410,7 @@ static void withdraw_stalled(struct balloon_policy *p)
 void plan_make(struct balloon_policy *p, const struct host_snapshot *s)
 {
 	struct supply supply = supply_of(&p->ladder);
-	bool taking = ladder_rows[p->ladder.state].take_idle;
-	uint64_t before;
+	bool taking = ladder_rows[p->ladder.state].take_idle, urgent = taking && anybody_starves(p, s);
 
 	p->budget_bytes = 0;
 	contradictions_look(p, s);
@@ -386,11 +418,12 @@ void plan_make(struct balloon_policy *p, const struct host_snapshot *s)
 		share_out(p, s);
 	withdraw_stalled(p);
 	grow_reset(p, s);
-	before = supply.urgent;
+	if (urgent)
+		supply.urgent += coming_bytes(p, s);
 	grow_urgent(p, s, &supply);
 	grow_reserved(p, s);
 	grow_needed(p, s, &supply);
 	grow_spare(p, s, &supply);
 	if (taking)
-		shrink(p, s, supply.urgent < before);
+		shrink(p, s, urgent);
 }

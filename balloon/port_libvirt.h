@@ -27,7 +27,7 @@ struct port_libvirt_ops {
 };
 
 /* Borrows fs, ops and userdata. Connects at the first port_libvirt_want(). With fs->dry_run nothing of a domain is changed.
- * 0, or negative errno; -EOPNOTSUPP: built without libvirt. */
+ * 0, or negative errno. Built without libvirt: a port that knows no domain and says why. */
 int port_libvirt_new(sd_event *loop, const char *uri, const struct fsio *fs, const struct port_libvirt_ops *ops,
 		     void *userdata, struct port_libvirt **ret_port);
 /* NULL ok; gives NULL. Takes back what was set at domains (statistics periods). Waits for that at most 3 s: a thread that

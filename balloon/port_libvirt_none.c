@@ -5,6 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
+struct port_libvirt {
+	char nothing;
+};
+
+static struct port_libvirt none;
+
 int port_libvirt_new(sd_event *loop, const char *uri, const struct fsio *fs, const struct port_libvirt_ops *ops,
 		     void *userdata, struct port_libvirt **ret_port)
 {
@@ -13,8 +19,8 @@ int port_libvirt_new(sd_event *loop, const char *uri, const struct fsio *fs, con
 	(void)fs;
 	(void)ops;
 	(void)userdata;
-	*ret_port = NULL;
-	return -EOPNOTSUPP;
+	*ret_port = &none;
+	return 0;
 }
 
 struct port_libvirt *port_libvirt_free(struct port_libvirt *p)

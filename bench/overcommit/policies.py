@@ -8,7 +8,7 @@ import proxmox
 from host import MIB
 
 STATS_S = 2  # PVE has guests asked this often
-MIN_PERCENT = 35  # of its memory is left to each VM by every policy; what is left by our default [balloon] max
+MIN_PERCENT = 25  # of its memory is left to each VM by every policy
 
 
 class Policy:

@@ -122,7 +122,10 @@ static inline bool world_target_is_sane(const struct world *w, size_t i)
 	const struct vm_snapshot *vm = &w->vms[i];
 	uint64_t target = w->plan.vms[i].target_bytes, actual = vm->balloon.actual_bytes, limit = world_limit(vm);
 	uint64_t floor = vm->balloon.max_bytes / 100 * (100 - w->limits.max_percent);
-	uint64_t step = vm->balloon.max_bytes / 100 * w->limits.step_percent * 4;
+	uint64_t step = vm->balloon.max_bytes / 100 * w->limits.step_percent * 8;
+	uint64_t held = vm->ram_resident_ns ? vm->ram_resident_bytes : vm->rss_anon_bytes + vm->rss_shmem_bytes;
+	uint64_t least = w->plan.vms[i].entitled_bytes, used;
+	bool starving = false;
 
 	if (!target || target == actual)
 		return true;
@@ -130,12 +133,19 @@ static inline bool world_target_is_sane(const struct world *w, size_t i)
 		return false;
 	if (target > actual)
 		return true;
-	if (step < 16 * MIB)
-		step = 16 * MIB;
-	/* What it is entitled to, and has, is not taken either. */
-	return target >= (w->plan.vms[i].entitled_bytes < limit ? w->plan.vms[i].entitled_bytes : limit) &&
+	if (step < 32 * MIB)
+		step = 32 * MIB;
+	for (size_t k = 0; k < w->s.vm_count; k++)
+		starving |= w->plan.vms[k].veto != VETO_NONE;
+	/* What it is entitled to, and has, is not taken either, but for guests that starve: then what it says it uses stays. */
+	used = actual > vm->balloon.available_bytes ? actual - vm->balloon.available_bytes : 0;
+	if (starving && used < least)
+		least = used;
+	if (held > actual)
+		held = actual;
+	return target >= (least < limit ? least : limit) &&
 	       target >= (vm->reservation_bytes < limit ? vm->reservation_bytes : limit) &&
-	       target >= (floor < limit ? floor : limit) && actual - target <= step && vm->running &&
+	       target >= (floor < limit ? floor : limit) && (target >= held || held - target <= step) && vm->running &&
 	       vm->balloon.stats == GUEST_STATS_GOOD && w->plan.ladder->state >= HOST_SOFT;
 }
 

@@ -67,6 +67,7 @@ static struct {
 	struct fake_event queue[FAKE_QUEUE];
 	size_t queued;
 	bool refuse, open_hangs, set_fails;
+	virConnectPtr closing; /* its close callback runs */
 	unsigned int opens, closes, stats_calls, hanging, sets, events_wrong;
 	virErrorFunc error;
 } fake = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
@@ -109,131 +110,7 @@ static void fake_hang(const bool *flag)
 	fake.hanging--;
 }
 
-/* ---- the event loop ---- */
-
-int virEventRegisterDefaultImpl(void)
-{
-	return 0;
-}
-
-static void fake_push(const struct fake_event *e)
-{
-	unit_must(fake.queued < FAKE_QUEUE, "fake events");
-	fake.queue[fake.queued++] = *e;
-}
-
-static void fake_dispatch(struct fake_event *e, const struct fake_callback *c)
-{
-	switch (e->kind) {
-	case FAKE_LIFECYCLE:
-		((virConnectDomainEventCallback)(void *)c->call)(e->conn, &e->dom, e->event, 0, c->opaque);
-		break;
-	case FAKE_BALLOON:
-		((virConnectDomainEventBalloonChangeCallback)(void *)c->call)(e->conn, &e->dom, e->kib, c->opaque);
-		break;
-	case FAKE_REBOOT:
-		((virConnectDomainEventGenericCallback)(void *)c->call)(e->conn, &e->dom, c->opaque);
-		break;
-	case FAKE_CLOSED:
-		((virConnectCloseFunc)(void *)c->call)(e->conn, e->event, c->opaque);
-		break;
-	case FAKE_RELEASE:
-		c->release(c->opaque);
-		break;
-	}
-}
-
-int virEventRunDefaultImpl(void)
-{
-	struct fake_callback callback;
-	struct fake_event e;
-
-	fake_lock();
-	while (fake.queued == 0)
-		pthread_cond_wait(&fake.changed, &fake.lock);
-	e = fake.queue[0];
-	fake.queued--;
-	memmove(fake.queue, fake.queue + 1, fake.queued * sizeof(e));
-	callback = e.kind == FAKE_RELEASE ? e.callback : e.conn->callbacks[e.slot];
-	fake_unlock();
-	if (callback.call)
-		fake_dispatch(&e, &callback);
-	return 0;
-}
-
-/* To everybody who listens. The lock is held. */
-static void fake_emit(enum fake_kind kind, int id, const struct fake_domain *d, int event, unsigned long long kib)
-{
-	for (size_t k = 0; k < ARRAY_SIZE(fake.open); k++) {
-		for (int s = 0; fake.open[k] && s < FAKE_CALLBACKS; s++) {
-			struct fake_event e = { .kind = kind, .conn = fake.open[k], .slot = s, .event = event, .kib = kib };
-
-			if (!fake.open[k]->callbacks[s].call || fake.open[k]->callbacks[s].id != id)
-				continue;
-			if (d) {
-				memcpy(e.dom.uuid, d->uuid, sizeof(d->uuid));
-				memcpy(e.dom.name, d->name, sizeof(d->name));
-				e.dom.id = d->id;
-			}
-			fake_push(&e);
-		}
-	}
-}
-
-static int fake_register(virConnectPtr conn, int id, void (*call)(void), void *opaque, virFreeCallback release)
-{
-	int slot = -1;
-
-	fake_lock();
-	for (int s = 0; s < FAKE_CALLBACKS && slot < 0; s++)
-		if (!conn->callbacks[s].call)
-			slot = s;
-	unit_must(slot >= 0, "fake callbacks");
-	conn->callbacks[slot] = (struct fake_callback){ id, call, opaque, release };
-	fake_unlock();
-	return slot;
-}
-
-static int fake_deregister(virConnectPtr conn, int slot)
-{
-	fake_lock();
-	/* As libvirt does: later, and on the event loop. */
-	fake_push(&(struct fake_event){ .kind = FAKE_RELEASE, .callback = conn->callbacks[slot] });
-	conn->callbacks[slot].call = NULL;
-	fake_unlock();
-	return 0;
-}
-
-int virConnectDomainEventRegisterAny(virConnectPtr conn, virDomainPtr dom, int eventID,
-				     virConnectDomainEventGenericCallback cb, void *opaque, virFreeCallback freecb)
-{
-	unit_must(!dom, "all domains");
-	return fake_register(conn, eventID, (void (*)(void))(void *)cb, opaque, freecb);
-}
-
-int virConnectDomainEventDeregisterAny(virConnectPtr conn, int callbackID)
-{
-	return fake_deregister(conn, callbackID);
-}
-
-int virConnectRegisterCloseCallback(virConnectPtr conn, virConnectCloseFunc cb, void *opaque, virFreeCallback freecb)
-{
-	fake_register(conn, FAKE_CLOSE, (void (*)(void))(void *)cb, opaque, freecb);
-	return 0;
-}
-
-int virConnectUnregisterCloseCallback(virConnectPtr conn, virConnectCloseFunc cb)
-{
-	for (int s = 0; s < FAKE_CALLBACKS; s++)
-		if (conn->callbacks[s].call == (void (*)(void))(void *)cb)
-			return fake_deregister(conn, s);
-	return -1;
-}
-
-int virConnectSetKeepAlive(virConnectPtr conn, int interval, unsigned int count)
-{
-	return conn && interval > 0 && count > 0 ? 0 : -1;
-}
+#include "tests/unit/fake_libvirt_loop.h"
 
 /* ---- connections ---- */
 
@@ -362,7 +239,7 @@ char *virDomainGetXMLDesc(virDomainPtr dom, unsigned int flags)
 	return xml;
 }
 
-/* A call that needs the monitor. The lock is held. */
+/* A call that needs the monitor; of one at a time. The lock is held. */
 static void fake_monitor(struct fake_domain *d)
 {
 	if (!d->hangs)

@@ -16,7 +16,7 @@ static void setup(void)
 	clock_ahead_ns = 0;
 	balloon_say_good();
 	vm = balloon_vm_start();
-	configure("[daemon]\ntick = 100ms\n[host]\nmin_free = 100MiB\n[balloon]\nhold = 1s\n");
+	configure("[daemon]\ntick = 100ms\n[host]\nmin_free = 100MiB\n[balloon]\nhold = 1s\nstall = 1s\n");
 	CU_ASSERT_EQUAL(balloon_new(loop, &fs, &config, registry, &balloon), 0);
 	balloon_vm_ready(balloon, vm);
 	CU_ASSERT_FALSE(balloon_settled(balloon));
@@ -155,6 +155,28 @@ static void test_balloon_refusal_is_said(void)
 	free(said);
 }
 
+/* The VMM takes the command, and nothing happens: it is said once, and withdrawn, lest it is obeyed at an unfit time. */
+static void test_balloon_stalls(void)
+{
+	struct unit_stderr capture;
+	char *said;
+
+	free(log_of(false));
+	CU_ASSERT_EQUAL(heard.balloon_bytes, 487 * MIB);
+	log_set_level(LOG_LEVEL_INFO);
+	unit_stderr_begin(&capture);
+	CU_ASSERT_TRUE(tick_until(&heard.balloons, 2, 80, false));
+	for (int i = 0; i < 5; i++)
+		tick(80, false);
+	said = unit_stderr_end(&capture);
+	log_set_level(LOG_LEVEL_ERROR);
+	CU_ASSERT_PTR_NOT_NULL(strstr(said, "warning: balloon vm=" UUID " does not move, with 25 MiB to go: set aside"));
+	CU_ASSERT_EQUAL(heard.balloon_bytes, 512 * MIB);
+	CU_ASSERT_EQUAL(heard.balloons, 2);
+	CU_ASSERT_EQUAL(balloon_vm_plan(vm)->block, BLOCK_STALLED);
+	free(said);
+}
+
 /* ---- resets ---- */
 
 static void vm_reset(void)
@@ -230,6 +252,7 @@ int main(void)
 		{ "takes what is idle", test_balloon_takes_what_is_idle },
 		{ "a dry run says the same", test_balloon_dry_run_says_the_same },
 		{ "a refusal is said", test_balloon_refusal_is_said },
+		{ "a balloon stalls", test_balloon_stalls },
 		{ "a guest is reset", test_balloon_reset },
 		{ "a VM is not reached, and gone", test_balloon_vm_unreached_then_gone },
 		{ "without VMs", test_balloon_without_vms },

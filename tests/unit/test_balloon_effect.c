@@ -132,6 +132,8 @@ static void test_balloon_that_does_not_let_go_is_told(void)
 			world_look(&w, 600 + (i % 7) * 10); /* never the same target */
 			stalls += told(&w, EFFECT_STALLED);
 			CU_ASSERT(w.plan.effect_count == 0 || told(&w, EFFECT_STALLED));
+			/* It may still let go: nothing is withdrawn. */
+			CU_ASSERT_NOT_EQUAL(world_target(&w, 0), world_actual(&w, 0));
 		}
 		CU_ASSERT_EQUAL(stalls, 3);
 		world_done(&w);

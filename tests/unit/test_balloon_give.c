@@ -1,4 +1,4 @@
-/* balloon/policy: what guests get back: objections, need, room, reservations. */
+/* balloon/policy: what guests that object get back, and what a reservation gives. */
 #include "balloon/policy.h"
 
 #include "tests/unit/balloon_world.h"
@@ -251,8 +251,8 @@ static void test_faults_bring_less_than_swapping(void)
 	}
 }
 
-/* Nothing is free, nothing was taken from it; others will give. */
-static void test_guest_with_less_than_its_right_gets_a_step_of_nothing(void)
+/* Nothing is free, nothing was taken from it; it is given what others give in the same tick. */
+static void test_guest_with_less_than_its_right_gets_what_others_give(void)
 {
 	struct world w;
 
@@ -263,7 +263,9 @@ static void test_guest_with_less_than_its_right_gets_a_step_of_nothing(void)
 	w.guests[1].used = 100 * MIB;
 	world_look(&w, 0);
 	CU_ASSERT(w.plan.vms[0].entitled_bytes > 2000 * MIB + WORLD_STEP);
-	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(2000 * MIB + WORLD_STEP));
+	CU_ASSERT_EQUAL(world_target(&w, 1), world_in_mib(WORLD_FULL - 8 * WORLD_STEP));
+	CU_ASSERT(world_target(&w, 0) > 2000 * MIB + WORLD_STEP);
+	CU_ASSERT(world_target(&w, 0) - 2000 * MIB <= WORLD_FULL - world_target(&w, 1) + MIB);
 	world_done(&w);
 }
 
@@ -287,145 +289,83 @@ static void test_only_what_was_taken_last_comes_back(void)
 	world_done(&w);
 }
 
-/* ---- need, room ---- */
-
-static void test_what_is_given_to_one_is_not_there_for_the_next(void)
-{
-	struct world w;
-
-	world_one_guest(&w);
-	world_add(&w, WORLD_FULL);
-	for (size_t i = 0; i < 2; i++) {
-		w.vms[i].ram_resident_bytes = w.vms[i].balloon.actual_bytes = 2000 * MIB;
-		w.guests[i].used = 1810 * MIB;
-	}
-	world_look(&w, 110);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 2263 * MIB);
-	CU_ASSERT_EQUAL(world_target(&w, 1), 2000 * MIB + (1100 - 640 - 263) * MIB);
-	world_done(&w);
-	world_one_guest(&w);
-	world_add(&w, WORLD_FULL);
-	for (size_t i = 0; i < 2; i++) {
-		w.vms[i].balloon.actual_bytes = 3000 * MIB;
-		w.guests[i].used = 100 * MIB;
-	}
-	world_look(&w, 430);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 3205 * MIB);
-	CU_ASSERT_EQUAL(world_target(&w, 1), 3095 * MIB);
-	world_done(&w);
-}
-
-/* Those who work with what they have do not give it to one that has a smaller right. */
-static void test_need_is_met_up_to_what_is_entitled(void)
-{
-	struct world w;
-
-	world_one_guest(&w);
-	world_add(&w, WORLD_FULL);
-	w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
-	w.vms[0].shares = 1;
-	w.guests[0].used = 1810 * MIB;
-	w.guests[1].used = 3000 * MIB;
-	world_look(&w, 90);
-	CU_ASSERT_EQUAL(w.plan.vms[0].entitled_bytes, 2000 * MIB);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
-	world_done(&w);
-}
-
-static void test_need_is_met_before_it_hurts(void)
-{
-	struct world w;
-
-	world_one_guest(&w);
-	w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
-	w.guests[0].used = 1790 * MIB; /* more than half of its fifth is left */
-	world_look(&w, 200);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 0);
-	w.guests[0].used = 1810 * MIB;
-	world_look(&w, 200);
-	CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_NONE);
-	/* What it rose by in this second counts for three more. */
-	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib((1810 + 3 * 20) * MIB / 80 * 100));
-	CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, "guest needs it");
-	world_done(&w);
-}
-
-/* Not below where the host gets hard, and not where it is; not above a limit. */
-static void test_need_is_met_from_what_there_is(void)
+/* A guest that looks at a few pages of its swap is not given all there is, nor all that was ever taken from it. */
+static void test_objection_brings_no_more_than_it_could_use(void)
 {
 	static const struct {
 		const char *what;
-		unsigned int percent;
-		uint64_t limit, target;
+		uint64_t used_mib, in_swap_mib, target_mib;
+		size_t objection;
 	} cases[] = {
-		{ "all of it", 600, 0, 2263 * MIB },
-		{ "what there is", 74, 0, 2100 * MIB },
-		{ "too little to be worth it", 65, 0, 0 },
-		{ "none of a hard host's", 60, 0, 0 },
-		{ "none of a low host's", 0, 0, 0 },
-		{ "up to its limit", 200, 2150 * MIB + 4096, 2150 * MIB + 4096 },
+		{ "twice what it uses", 400, 0, 1000, 0 },
+		{ "what it has in swap, and its part to keep", 1500, 700, 2750, 1 },
+		{ "at least a step", 1000, 8, 2205, 1 },
 	};
+
+	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
+		struct world w;
+		struct vm_balloon *b = &w.vms[0].balloon;
+
+		world_one_guest(&w);
+		b->actual_bytes = w.vms[0].ram_resident_bytes = (cases[c].used_mib < 1000 ? 400 : 2000) * MIB;
+		w.guests[0].used = cases[c].used_mib * MIB;
+		world_look(&w, 300);
+		world_look(&w, 300);
+		b->actual_bytes = (cases[c].used_mib < 1000 ? 400 : 2000) * MIB;
+		w.guests[0].mute = true;
+		b->stats_ns = w.s.taken_ns + NSEC_PER_SEC / 2;
+		if (cases[c].objection == 1) {
+			b->swap_in_bytes += MIB;
+			b->swap_out_bytes = b->swap_in_bytes + cases[c].in_swap_mib * MIB;
+		}
+		world_look(&w, 300);
+		UNIT_CASE(cases[c].what, w.plan.vms[0].veto == objections[cases[c].objection].veto);
+		UNIT_CASE(cases[c].what, world_target(&w, 0) == cases[c].target_mib * MIB);
+		world_done(&w);
+	}
+}
+
+/* Not all that was ever taken, for a few pages that it looks at. */
+static void test_objection_undoes_no_more_than_it_could_use(void)
+{
+	struct world w;
+	struct vm_balloon *b = &w.vms[0].balloon;
+	uint64_t had;
+
+	world_one_guest(&w);
+	w.guests[0].used = 1000 * MIB;
+	world_look_and_obey(&w, 50, 12);
+	had = world_actual(&w, 0);
+	CU_ASSERT(had < WORLD_FULL - 4 * WORLD_STEP);
+	w.guests[0].mute = true;
+	b->stats_ns = w.s.taken_ns + NSEC_PER_SEC / 2;
+	b->swap_in_bytes += MIB;
+	b->swap_out_bytes = b->swap_in_bytes + 8 * MIB;
+	world_look(&w, 0);
+	CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_SWAP_IN);
+	CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(had + WORLD_STEP));
+	world_done(&w);
+}
+
+static void test_guest_with_much_free_is_not_short_of_it(void)
+{
+	static const struct {
+		uint64_t free_bytes;
+		bool objects;
+	} cases[] = { { 2000 * MIB, false }, { 100 * MIB, true }, { BALLOON_UNTOLD, true } };
 
 	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
 		struct world w;
 
 		world_one_guest(&w);
-		w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
-		w.vms[0].limit_bytes = cases[c].limit;
-		w.guests[0].used = 1810 * MIB;
-		world_add(&w, 8 * WORLD_FULL); /* idle: the first is entitled to what it needs */
-		w.guests[1].used = 0;
-		world_look(&w, cases[c].percent);
-		UNIT_CASE(cases[c].what, world_target(&w, 0) == cases[c].target);
+		world_look_and_obey(&w, 50, 4);
+		w.vms[0].balloon.free_bytes = cases[c].free_bytes;
+		look_objecting(&w, 0, &objections[2], 50);
+		CU_ASSERT_EQUAL(w.plan.vms[0].veto, cases[c].objects ? VETO_FAULTS : VETO_NONE);
+		look_objecting(&w, 0, &objections[3], 50); /* but it does not kill for nothing */
+		CU_ASSERT_EQUAL(w.plan.vms[0].veto, VETO_OOM);
 		world_done(&w);
 	}
-}
-
-static void test_high_gives_back_in_steps_and_stays_high(void)
-{
-	static const struct {
-		const char *what;
-		unsigned int percent;
-		uint64_t limit, target;
-	} cases[] = {
-		{ "a step", 2000, 0, 3205 * MIB },
-		{ "400 % stay", 410, 0, 3100 * MIB },
-		{ "too little", 401, 0, 0 },
-		{ "a host that is clear", 300, 0, 0 },
-		{ "up to a limit", 2000, 3050 * MIB, 3050 * MIB },
-	};
-
-	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
-		struct world w;
-
-		world_one_guest(&w);
-		w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 3000 * MIB;
-		w.vms[0].limit_bytes = cases[c].limit;
-		world_look(&w, cases[c].percent);
-		UNIT_CASE(cases[c].what, world_target(&w, 0) == cases[c].target);
-		CU_ASSERT_STRING_EQUAL(w.plan.vms[0].why, cases[c].target ? "the host has room" : "");
-		world_done(&w);
-	}
-}
-
-/* While its balloon is on its way, and whatever is free by then. */
-static void test_given_memory_is_not_taken_back_on_its_way(void)
-{
-	struct world w;
-
-	world_one_guest(&w);
-	w.vms[0].ram_resident_bytes = w.vms[0].balloon.actual_bytes = 2000 * MIB;
-	w.guests[0].used = 1990 * MIB;
-	world_look(&w, 150);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 3375 * MIB);
-	w.vms[0].balloon.actual_bytes = 2100 * MIB;
-	w.guests[0].used = 2090 * MIB;
-	world_look(&w, 100);
-	CU_ASSERT_EQUAL(world_target(&w, 0), 3375 * MIB);
-	w.vms[0].limit_bytes = 3000 * MIB; /* but for a limit */
-	world_look(&w, 100);
-	CU_ASSERT(world_target(&w, 0) <= 3000 * MIB);
-	world_done(&w);
 }
 
 /* ---- reservations ---- */
@@ -472,16 +412,12 @@ int main(void)
 		{ "test_objections_have_an_order_and_end", test_objections_have_an_order_and_end },
 		{ "test_needy_guests_share_what_is_left", test_needy_guests_share_what_is_left },
 		{ "test_faults_bring_less_than_swapping", test_faults_bring_less_than_swapping },
-		{ "test_guest_with_less_than_its_right_gets_a_step_of_nothing",
-		  test_guest_with_less_than_its_right_gets_a_step_of_nothing },
+		{ "test_guest_with_less_than_its_right_gets_what_others_give",
+		  test_guest_with_less_than_its_right_gets_what_others_give },
 		{ "test_only_what_was_taken_last_comes_back", test_only_what_was_taken_last_comes_back },
-		{ "test_what_is_given_to_one_is_not_there_for_the_next",
-		  test_what_is_given_to_one_is_not_there_for_the_next },
-		{ "test_need_is_met_up_to_what_is_entitled", test_need_is_met_up_to_what_is_entitled },
-		{ "test_need_is_met_before_it_hurts", test_need_is_met_before_it_hurts },
-		{ "test_need_is_met_from_what_there_is", test_need_is_met_from_what_there_is },
-		{ "test_high_gives_back_in_steps_and_stays_high", test_high_gives_back_in_steps_and_stays_high },
-		{ "test_given_memory_is_not_taken_back_on_its_way", test_given_memory_is_not_taken_back_on_its_way },
+		{ "test_objection_brings_no_more_than_it_could_use", test_objection_brings_no_more_than_it_could_use },
+		{ "test_objection_undoes_no_more_than_it_could_use", test_objection_undoes_no_more_than_it_could_use },
+		{ "test_guest_with_much_free_is_not_short_of_it", test_guest_with_much_free_is_not_short_of_it },
 		{ "test_raised_reservation_is_given", test_raised_reservation_is_given },
 		CU_TEST_INFO_NULL,
 	};

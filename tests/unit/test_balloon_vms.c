@@ -117,6 +117,26 @@ static void test_reset_waits_for_who_can_be_reached(void)
 	world_done(&w);
 }
 
+/* ---- what was not carried out ---- */
+
+/* Nothing is waited for: the next tick decides as this one did. */
+static void test_target_that_was_not_carried_out_is_forgotten(void)
+{
+	struct world w;
+
+	world_one_guest(&w);
+	for (size_t i = 0; i < 30; i++) {
+		world_look(&w, 50);
+		CU_ASSERT_EQUAL(world_target(&w, 0), world_in_mib(WORLD_FULL - WORLD_STEP));
+		CU_ASSERT(w.plan.effect_count == 0 && !w.plan.vms[0].not_done);
+		balloon_policy_not_done(w.policy, 0);
+		CU_ASSERT(w.plan.vms[0].not_done);
+	}
+	balloon_policy_not_done(w.policy, 1); /* no such VM */
+	balloon_policy_not_done(w.policy, SIZE_MAX);
+	world_done(&w);
+}
+
 /* ---- who is who ---- */
 
 static uint64_t demand(const struct world *w, size_t i)
@@ -194,6 +214,8 @@ int main(void)
 		{ "test_reset_guest_is_not_taken_from_before_it_tells",
 		  test_reset_guest_is_not_taken_from_before_it_tells },
 		{ "test_reset_waits_for_who_can_be_reached", test_reset_waits_for_who_can_be_reached },
+		{ "test_target_that_was_not_carried_out_is_forgotten",
+		  test_target_that_was_not_carried_out_is_forgotten },
 		{ "test_vms_that_come_go_and_change_places_keep_what_is_theirs",
 		  test_vms_that_come_go_and_change_places_keep_what_is_theirs },
 		{ "test_pid_used_again_is_another_vm", test_pid_used_again_is_another_vm },

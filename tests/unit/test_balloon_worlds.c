@@ -183,7 +183,7 @@ static void lie_rich(struct world *w, struct vm_balloon *b) { (void)w; b->availa
 static void lie_oom(struct world *w, struct vm_balloon *b) { (void)w; b->oom_kills++; }
 static void lie_jumps(struct world *w, struct vm_balloon *b) { (void)w; b->major_faults += UINT64_C(1) << 63; }
 static void lie_back(struct world *w, struct vm_balloon *b) { (void)w; b->swap_in_bytes -= 3 * GIB; }
-static void lie_in_turns(struct world *w, struct vm_balloon *b) { b->available_bytes = w->tick / 3 % 2 ? 0 : b->actual_bytes; }
+static void lie_turns(struct world *w, struct vm_balloon *b) { b->available_bytes = w->tick % 6 < 3 ? 0 : b->actual_bytes; }
 static void lie_reset(struct world *w, struct vm_balloon *b) { b->resets += w->tick % 7 == 0; }
 static void lie_times(struct world *w, struct vm_balloon *b) { b->stats_ns = unit_random(&w->random); }
 
@@ -198,7 +198,7 @@ static void lie_randomly(struct world *w, struct vm_balloon *b)
 }
 
 static void (*const lies[])(struct world *w, struct vm_balloon *b) = {
-	lie_poor, lie_rich, lie_oom, lie_jumps, lie_back, lie_in_turns, lie_reset, lie_times, lie_randomly,
+	lie_poor, lie_rich, lie_oom, lie_jumps, lie_back, lie_turns, lie_reset, lie_times, lie_randomly,
 };
 
 /* The first guest lies; it has a limit, the others reservations, and there is not enough for all. */
@@ -241,7 +241,7 @@ static void vm_garbage(struct world *w, struct vm_snapshot *vm)
 
 	b->max_bytes = world_random(w, 8) ? unit_random(&w->random) >> shift : 0;
 	b->actual_bytes = world_random(w, 4) ? world_random(w, b->max_bytes + 1) : unit_random(&w->random) >> shift;
-	b->stats_ns = world_random(w, 4) ? w->s.taken_ns : unit_random(&w->random);
+	b->stats_ns = world_random(w, 4) ? w->s.taken_ns : world_random(w, 2) ? b->stats_ns + 1 : unit_random(&w->random);
 	b->available_bytes = unit_random(&w->random) >> world_random(w, 64);
 	b->swap_in_bytes = unit_random(&w->random);
 	b->major_faults = unit_random(&w->random);

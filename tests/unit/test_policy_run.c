@@ -206,7 +206,7 @@ static void test_replay_not_done_reproduces(void)
 	w.unreliable = true;
 	line_add(&w, record_header_json("0.1", settings));
 	world_run(&w, 0, TICKS);
-	CU_ASSERT_TRUE(w.not_done > 2);
+	CU_ASSERT_TRUE(w.not_done > 0);
 	r = replay(&w, (const char *const[]){ settings }, 1);
 	UNIT_CASE(r->runs[1].differs, r->runs[1].differs_line == 0);
 	CU_ASSERT_EQUAL(r->runs[1].vms[1].wanted_bytes, w.vms[1].balloon.actual_bytes);
