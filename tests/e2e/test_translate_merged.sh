@@ -41,7 +41,7 @@ find_frame()
 	: >"$work/kinds"
 	for gpa in $(seq $((0x1000000)) $((641 * 4096)) $((0x1f000000))); do
 		ctl --json translate a --gpa "$gpa" >"$work/way.json"
-		kind=$(get "j['host']['kind']" <"$work/way.json")
+		kind=$(get "j['host']['kind'] if j['hpa'] else j['host']['state']" <"$work/way.json")
 		echo "$kind" >>"$work/kinds"
 		[ "$kind" = "$1" ] || continue
 		ctl --json translate --hpa "$(get "j['hpa']" <"$work/way.json")" >"$work/back.json"
