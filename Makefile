@@ -53,7 +53,7 @@ EXCHANGE_TESTS := test_exchange test_exchange_more test_exchange_fold test_pins
 UNIT_SRC := $(sort $(filter-out $(if $(filter 1,$(LIBVIRT)),,tests/unit/test_port_libvirt%),$(wildcard tests/unit/test_*.c)))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # With agents in processes of their own, and the daemon's side from tests/lib/.
-AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm tiny-vmm test_vms test_many_runs)
+AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm test_walk_kvm tiny-vmm translate-check test_vms test_many_runs)
 LIBVIRT_PROBE := $(if $(filter 1,$(LIBVIRT)),$(BUILD)/tests/libvirt-probe)
 CHAOS_BIN := $(addprefix $(BUILD)/tests/,chaos soak chaos-vmm)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
@@ -238,6 +238,14 @@ $(BUILD)/tests/kvm/guest.o: ALL_CFLAGS += -mgeneral-regs-only -fno-jump-tables -
 $(BUILD)/tests/tiny-vmm: $(BUILD)/tests/kvm/tiny_vmm.o $(BUILD)/tests/kvm/guest.o $(AGENT_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/tests/test_walk_kvm: $(BUILD)/tests/kvm/test_walk_kvm.o $(BUILD)/libmemvirt.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit
+
+$(BUILD)/tests/translate-check: $(BUILD)/tests/translate/translate_check.o $(BUILD)/libmemvirt.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS)
 
 $(BUILD)/tests/test_kvm: $(BUILD)/tests/kvm/test_kvm.o
 $(BUILD)/tests/test_vms: $(BUILD)/tests/stress/test_vms.o $(AGENT_OBJ)

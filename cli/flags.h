@@ -11,6 +11,7 @@ struct cli_flags {
 	bool json;
 	bool undo;	  /* unmerge */
 	const char *node; /* admit; NULL: any */
+	const char *gva, *gpa, *hva, *hpa, *cpu, *cr3; /* translate; NULL: not given */
 };
 
 #endif

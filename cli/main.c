@@ -11,8 +11,10 @@
 #include "cli/connection.h"
 #include "cli/doctor.h"
 #include "cli/flags.h"
+#include "cli/progress.h"
 #include "cli/run.h"
 #include "cli/show.h"
+#include "cli/translate.h"
 #include "cli/unmerge.h"
 #include "core/cleanup.h"
 
@@ -39,15 +41,23 @@ static const struct command commands[] = {
 	{ "admit", "admit", "size", false, NULL, admit_command,
 	  "SIZE: may a VM of that size start (--node N)? 0 yes, 1 no, 2 error" },
 	{ "unmerge", "unmerge", "vm", false, NULL, unmerge_command, "VM: give it its own memory back, and merge it no more (--undo)" },
+	{ "translate", "translate", "vm", true, NULL, translate_command,
+	  "VM: a guest address on its way to the host's frame (--gva): 0 yes, 1 leads nowhere, 2 error" },
 	{ "reload", "reload", NULL, false, show_reload, NULL, "load the configuration anew" },
 	{ "status", "status", NULL, false, show_status, NULL, "the daemon and the host in short" },
 };
+
+/* Behind all letters. */
+enum { OPT_GVA = 256, OPT_GPA, OPT_HVA, OPT_HPA, OPT_CPU, OPT_CR3 };
 
 static const struct option long_options[] = {
 	{ "json", no_argument, NULL, 'j' },	     { "socket", required_argument, NULL, 's' },
 	{ "config", required_argument, NULL, 'c' }, { "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },	     { "undo", no_argument, NULL, 'u' },
-	{ "node", required_argument, NULL, 'N' },
+	{ "node", required_argument, NULL, 'N' },    { "gva", required_argument, NULL, OPT_GVA },
+	{ "gpa", required_argument, NULL, OPT_GPA }, { "hva", required_argument, NULL, OPT_HVA },
+	{ "hpa", required_argument, NULL, OPT_HPA }, { "cpu", required_argument, NULL, OPT_CPU },
+	{ "cr3", required_argument, NULL, OPT_CR3 },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -65,25 +75,13 @@ static void usage(FILE *out)
 	      "  -c, --config FILE   configuration, where no daemon is running\n"
 	      "      --undo          with unmerge: the VM may be merged again\n"
 	      "      --node N        with admit: memory of that NUMA node\n"
+	      "      --gva ADDRESS   with translate: guest-virtual; or --gpa (guest-physical), --hva (in the VMM),\n"
+	      "                      or --hpa of the host without a VM: who has this frame mapped\n"
+	      "      --cpu N         with --gva: by the registers of this CPU (0)\n"
+	      "      --cr3 ADDRESS   with --gva: by these page tables instead of the CPU's\n"
 	      "  -h, --help          this text\n"
 	      "  -V, --version       the version\n",
 	      out);
-}
-
-/* Shown only where somebody watches, and only once it takes a while. */
-static void show_progress(uint64_t done, uint64_t total)
-{
-	if (!isatty(STDERR_FILENO) || total == 0)
-		return;
-	fprintf(stderr, "\r%3u %% of %llu MiB looked at", (unsigned)(done * 100 / total),
-		(unsigned long long)(total >> 8));
-	fflush(stderr);
-}
-
-static void end_progress(void)
-{
-	if (isatty(STDERR_FILENO))
-		fputs("\r\033[K", stderr);
 }
 
 /* The command that the words name; *ret_used words belong to its name. */
@@ -122,8 +120,8 @@ static int run(const struct command *command, const struct connection_options *o
 		json_decref(arguments);
 		return EXIT_FAILURE;
 	}
-	r = connection_request(c, command->request, arguments, show_progress, &result);
-	end_progress();
+	r = connection_request(c, command->request, arguments, progress_show, &result);
+	progress_end();
 	connection_close(c);
 	if (r < 0)
 		return EXIT_FAILURE;
@@ -173,6 +171,24 @@ static int parse_options(int argc, char **argv, struct connection_options *optio
 		case 'N':
 			flags->node = optarg;
 			break;
+		case OPT_GVA:
+			flags->gva = optarg;
+			break;
+		case OPT_GPA:
+			flags->gpa = optarg;
+			break;
+		case OPT_HVA:
+			flags->hva = optarg;
+			break;
+		case OPT_HPA:
+			flags->hpa = optarg;
+			break;
+		case OPT_CPU:
+			flags->cpu = optarg;
+			break;
+		case OPT_CR3:
+			flags->cr3 = optarg;
+			break;
 		case 'h':
 			usage(stdout);
 			return EXIT_SUCCESS;
@@ -195,6 +211,10 @@ static bool flags_fit(const struct command *command, const struct cli_flags *fla
 	}
 	if (flags->node && command->run != admit_command) {
 		fputs("memvirtctl: --node is for admit only\n", stderr);
+		return false;
+	}
+	if (translate_flags_any(flags) && command->run != translate_command) {
+		fputs("memvirtctl: addresses, --cpu and --cr3 are for translate only\n", stderr);
 		return false;
 	}
 	return true;
@@ -223,13 +243,14 @@ int main(int argc, char **argv)
 		fprintf(stderr, "memvirtctl: unknown command \"%s\"\n", argv[optind]);
 		return try_help();
 	}
-	if (argc - optind - used != (command->argument ? 1 : 0)) {
-		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name, takes(command));
+	argument = command->argument && !flags.hpa ? argv[argc - 1] : NULL; /* who has a frame is asked of all VMs */
+	if (argc - optind - used != (argument ? 1 : 0)) {
+		fprintf(stderr, "memvirtctl: %s takes %s\n", command->name,
+			flags.hpa ? "no argument with --hpa" : takes(command));
 		return EXIT_USAGE;
 	}
 	if (!flags_fit(command, &flags))
 		return EXIT_USAGE;
-	argument = command->argument ? argv[argc - 1] : NULL;
 	options.private_daemon = command->looks;
 	return command->run ? command->run(&options, argument, &flags) : run(command, &options, argument, flags.json);
 }

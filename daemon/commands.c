@@ -8,6 +8,7 @@
 #include "daemon/control.h"
 #include "daemon/daemon.h"
 #include "daemon/estimate.h"
+#include "daemon/translate.h"
 
 typedef void (*command_fn)(struct daemon *d, struct control_client *client, const json_t *arguments);
 
@@ -71,6 +72,16 @@ static void run_explain(struct daemon *d, struct control_client *client, const j
 
 	if (vm)
 		control_reply(client, render_explain(d, vm));
+}
+
+static void run_translate(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	struct vm *vm = json_object_get(arguments, "hpa") ? NULL : vm_named(d, client, arguments);
+
+	if (vm)
+		translate_request(d, client, vm, arguments);
+	else if (json_object_get(arguments, "hpa"))
+		translate_search_request(d, client, arguments);
 }
 
 static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
@@ -148,6 +159,7 @@ static const struct {
 	{ "reload", run_reload },   { "unmerge", run_unmerge },
 	{ "balloon-status", run_balloon_status }, { "admit", run_admit },
 	{ "doctor", run_doctor },
+	{ "translate", run_translate },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)
@@ -164,4 +176,5 @@ void command_run(struct daemon *d, struct control_client *client, const char *na
 void command_abandon(struct daemon *d, struct control_client *client)
 {
 	estimate_abandon(d, client);
+	translate_abandon(d, client);
 }

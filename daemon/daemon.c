@@ -16,6 +16,7 @@
 #include "daemon/estimate.h"
 #include "daemon/modules.h"
 #include "daemon/recorder.h"
+#include "daemon/translate.h"
 #include "ept/slots.h"
 
 /* A oneshot daemon answers once its VMs are known, and at the latest after this time. */
@@ -50,7 +51,8 @@ static void on_vm_changed(struct vm *vm, void *userdata)
 {
 	struct ept_view *view = vm->ept;
 
-	(void)userdata;
+	if (!vm->qmp)
+		translate_vm_lost(userdata, vm);
 	if (view && !vm->qmp)
 		ept_view_abandon(view);
 	/* QMP failed before it told the layout: the mappings do. */
@@ -62,6 +64,7 @@ static void on_vm_gone(struct vm *vm, void *userdata)
 {
 	struct daemon *d = userdata;
 
+	translate_vm_lost(d, vm);
 	snapshot_drop_vm(&d->snapshot, vm);
 	vm->ept = ept_view_free(vm->ept);
 	balloon_vm_gone(d->balloon, vm);
@@ -326,6 +329,8 @@ static int parts_make(struct daemon *d)
 		balloon_on_urgent(d->balloon, on_urgent, d);
 	if (r == 0)
 		r = estimates_new(d, &d->estimates);
+	if (r == 0)
+		r = translations_new(d, &d->translations);
 	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
 	if (r == 0 && !oneshot)
 		r = control_listen(d, &d->control);
@@ -400,6 +405,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->estimates = estimates_free(d->estimates);
 	d->balloon = balloon_free(d->balloon);
 	d->recorder = recorder_free(d->recorder);
+	d->translations = translations_free(d->translations);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)
 			vm->ept = ept_view_free(vm->ept);

@@ -15,6 +15,7 @@
 struct control;
 struct estimates;
 struct recorder;
+struct translations;
 
 struct daemon_options {
 	const char *config_file; /* NULL: none */
@@ -37,6 +38,7 @@ struct daemon {
 	struct control *control;
 	struct estimates *estimates;
 	struct recorder *recorder; /* NULL: nothing is recorded */
+	struct translations *translations;
 
 	sd_event_source *tick_timer, *pass_ready, *round_ready, *agents_ready;
 	struct host_snapshot snapshot; /* of the last tick */
