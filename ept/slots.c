@@ -87,10 +87,10 @@ static int regions_build(const struct ept_slot *slots, size_t count, struct mem_
 	return 0;
 }
 
-static int maps_read(const struct ept_view *v, struct vma **ret_vmas, size_t *ret_count)
+int ept_maps_read(const struct fsio *fs, pid_t pid, struct vma **ret_vmas, size_t *ret_count)
 {
 	auto_free char *text = NULL;
-	ssize_t n = fsio_read_alloc(v->fs, MAPS_MAX_BYTES, &text, "/proc/%d/maps", (int)v->vm->pid);
+	ssize_t n = fsio_read_alloc(fs, MAPS_MAX_BYTES, &text, "/proc/%d/maps", (int)pid);
 
 	if (n < 0)
 		return (int)n;
@@ -106,7 +106,7 @@ static int slots_check(struct ept_view *v, struct ept_slot *slots, size_t count)
 	size_t vma_count;
 	int r;
 
-	r = maps_read(v, &vmas, &vma_count);
+	r = ept_maps_read(v->fs, v->vm->pid, &vmas, &vma_count);
 	if (r < 0) {
 		snprintf(v->why, sizeof(v->why), "cannot read its mappings: %s", strerror(-r));
 		return r;
@@ -158,7 +158,7 @@ static int refresh_from_maps(struct ept_view *v)
 	uint64_t hva;
 	int r;
 
-	r = maps_read(v, &vmas, &count);
+	r = ept_maps_read(v->fs, v->vm->pid, &vmas, &count);
 	if (r < 0) {
 		snprintf(v->why, sizeof(v->why), "cannot read its mappings: %s", strerror(-r));
 		return r;

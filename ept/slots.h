@@ -12,6 +12,7 @@
 
 #include "core/fsio.h"
 #include "core/snapshot.h"
+#include "ept/maps.h"
 #include "ept/mtree.h"
 
 struct qmp;
@@ -56,6 +57,9 @@ void ept_view_refresh(struct ept_view *v);
 
 /* The VM's QMP connection is gone: answers that were waited for will not come. */
 void ept_view_abandon(struct ept_view *v);
+
+/* The mappings of a process, as maps_parse() gives them. 0; -ESRCH; -EFBIG; -errno. */
+int ept_maps_read(const struct fsio *fs, pid_t pid, struct vma **ret_vmas, size_t *ret_count);
 
 /* GPA -> HVA. 0, or -ENXIO outside RAM. */
 int ept_view_hva(const struct ept_view *v, uint64_t gpa, uint64_t *ret_hva);
