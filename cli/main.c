@@ -31,6 +31,7 @@ static const struct command commands[] = {
 	{ "sharing", "sharing", NULL, true, show_sharing, NULL, "how much each pair of VMs has in common" },
 	{ "merge status", "merge-status", NULL, false, show_merge_status, NULL, "what was merged, and why (not) more" },
 	{ "explain", "explain", "vm", true, show_explain, NULL, "VM: how it is merged, or every reason why not" },
+	{ "ept", "ept", "vm", true, show_ept, NULL, "VM: its memory as the second stage maps it: page sizes, costs of walks" },
 	{ "balloon status", "balloon-status", NULL, false, show_balloon_status, NULL,
 	  "the host's state, and what each VM is given and why" },
 	{ "admit", "admit", "size", false, NULL, admit_command,

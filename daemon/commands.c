@@ -5,9 +5,11 @@
 
 #include "core/cleanup.h"
 #include "core/log.h"
+#include "daemon/census.h"
 #include "daemon/control.h"
 #include "daemon/daemon.h"
 #include "daemon/estimate.h"
+#include "daemon/job.h"
 
 typedef void (*command_fn)(struct daemon *d, struct control_client *client, const json_t *arguments);
 
@@ -71,6 +73,14 @@ static void run_explain(struct daemon *d, struct control_client *client, const j
 
 	if (vm)
 		control_reply(client, render_explain(d, vm));
+}
+
+static void run_ept(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	const struct vm *vm = vm_named(d, client, arguments);
+
+	if (vm)
+		census_request(d, client, vm);
 }
 
 static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
@@ -140,7 +150,7 @@ static const struct {
 	{ "vms", run_vms },		    { "status", run_status },	{ "merge-status", run_merge_status },
 	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
 	{ "reload", run_reload },   { "unmerge", run_unmerge },
-	{ "balloon-status", run_balloon_status }, { "admit", run_admit },
+	{ "balloon-status", run_balloon_status }, { "admit", run_admit }, { "ept", run_ept },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)
@@ -157,4 +167,5 @@ void command_run(struct daemon *d, struct control_client *client, const char *na
 void command_abandon(struct daemon *d, struct control_client *client)
 {
 	estimate_abandon(d, client);
+	job_abandon(d, client);
 }

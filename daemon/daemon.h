@@ -14,6 +14,7 @@
 
 struct control;
 struct estimates;
+struct job;
 
 struct daemon_options {
 	const char *config_file; /* NULL: none */
@@ -34,6 +35,7 @@ struct daemon {
 	struct balloon *balloon;
 	struct control *control;
 	struct estimates *estimates;
+	struct job *jobs;
 
 	sd_event_source *tick_timer, *pass_ready, *round_ready, *agents_ready;
 	struct host_snapshot snapshot; /* of the last tick */
