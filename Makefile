@@ -240,6 +240,7 @@ $(addprefix $(BUILD)/tests/,test_kvm test_vms test_many_runs): $(BUILD)/tests/li
 
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_ksmd_agents test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_policy_run: $(BUILD)/bench/lib/policy_run.o
+$(BUILD)/tests/test_walk_sim: $(patsubst %,$(BUILD)/bench/lib/%.o,guest_made_up guest_space page_runs walk_sim)
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(patsubst %,$(BUILD)/tests/%,$(EXCHANGE_TESTS)): $(EXCHANGE_HOOKS_OBJ)
 $(patsubst %,$(BUILD)/tests/unit/%.o,$(EXCHANGE_TESTS)): CPPFLAGS += -DEXCHANGE_HOOKS
