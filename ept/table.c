@@ -319,53 +319,57 @@ int ept_table_collapse(struct ept_table *t, uint64_t gpa, unsigned level)
 
 /* ---- looking ---- */
 
-static enum table_outcome misconfigured(struct table_walk *w, uint64_t bits)
-{
-	w->reserved = bits;
-	return w->outcome = TABLE_MISCONFIGURED;
-}
-
-/* path, if given: the page of each level's entry. */
+/* path, if given: the page of each level's entry. Everything is in locals until the end: the speed of lookups hangs on it. */
 static inline enum table_outcome walk(const struct ept_table *t, uint64_t gpa, unsigned access, struct table_walk *w,
 				      uint32_t path[TABLE_LEVELS_MAX + 1])
 {
 	const struct table_format *f = t->options.format;
-	uint64_t granted = ~UINT64_C(0), bytes;
+	const struct table_page *pages = t->pool.pages;
+	const uint64_t present = f->present, inverted = f->inverted, large = f->large;
+	uint64_t granted = ~UINT64_C(0), entry = 0, reserved, address = 0;
+	enum table_outcome outcome = TABLE_VIOLATION;
+	unsigned level = t->options.levels, shift = table_level_shift(level), perms = 0;
 	uint32_t page = t->root;
-	unsigned level = t->options.levels;
 	bool leaf;
 
-	*w = (struct table_walk){ .outcome = TABLE_VIOLATION, .access = access, .level = level };
-	if (gpa >= ept_table_limit(t))
-		return w->outcome;
-	for (;; level--) {
-		w->entry = *entry_of(t, page, index_at(gpa, level));
-		w->level = level;
-		w->references++;
+	if (gpa >> (shift + 9) != 0) {
+		*w = (struct table_walk){ .outcome = outcome, .access = access, .level = level };
+		return outcome;
+	}
+	for (;; level--, shift -= 9) {
+		entry = pages[page].entries[gpa >> shift & (TABLE_ENTRIES - 1)];
 		if (path)
 			path[level] = page;
-		if (!is_present(t, w->entry))
-			return w->outcome;
-		leaf = is_leaf(t, w->entry, level);
-		if (w->entry & (leaf ? t->reserved_leaf[level] : t->reserved_table[level]))
-			return misconfigured(w, w->entry & (leaf ? t->reserved_leaf[level] : t->reserved_table[level]));
-		if (t->low_disallowed >> (w->entry & 7) & 1)
-			return misconfigured(w, 7);
-		granted &= w->entry ^ f->inverted;
-		if (leaf)
+		reserved = 0;
+		if (!(entry & present))
 			break;
-		page = child_of(t, w->entry);
-		if (!page)
-			return misconfigured(w, TABLE_ADDRESS_MASK);
+		leaf = level == 1 || (level <= TABLE_LEAF_LEVELS && entry & large);
+		reserved = entry & (leaf ? t->reserved_leaf[level] : t->reserved_table[level]);
+		if (!reserved && t->low_disallowed >> (entry & 7) & 1)
+			reserved = 7;
+		if (!reserved && leaf && t->type_disallowed >> (entry >> 3 & 7) & 1)
+			reserved = table_bits(3, 5);
+		granted &= entry ^ inverted;
+		if (leaf || reserved)
+			break;
+		page = child_of(t, entry);
+		if (!page) {
+			reserved = TABLE_ADDRESS_MASK;
+			break;
+		}
 	}
-	if (t->type_disallowed >> (w->entry >> 3 & 7) & 1)
-		return misconfigured(w, table_bits(3, 5));
-	bytes = table_level_bytes(level);
-	w->address = (w->entry & TABLE_ADDRESS_MASK & ~(bytes - 1)) | (gpa & (bytes - 1));
-	w->perms = f->perms(granted);
-	if ((granted & f->need[access & 7]) == f->need[access & 7])
-		w->outcome = TABLE_MAPPED;
-	return w->outcome;
+	if (reserved) {
+		outcome = TABLE_MISCONFIGURED;
+	} else if (entry & present) {
+		uint64_t within = (UINT64_C(1) << shift) - 1;
+
+		address = (entry & TABLE_ADDRESS_MASK & ~within) | (gpa & within);
+		perms = f->perms(granted);
+		if ((granted & f->need[access & 7]) == f->need[access & 7])
+			outcome = TABLE_MAPPED;
+	}
+	*w = (struct table_walk){ outcome, access, level, t->options.levels - level + 1, entry, reserved, perms, address };
+	return outcome;
 }
 
 enum table_outcome ept_table_lookup(const struct ept_table *t, uint64_t gpa, unsigned access, struct table_walk *ret_walk)
