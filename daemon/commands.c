@@ -5,6 +5,7 @@
 
 #include "core/cleanup.h"
 #include "core/log.h"
+#include "daemon/audit.h"
 #include "daemon/census.h"
 #include "daemon/control.h"
 #include "daemon/daemon.h"
@@ -83,6 +84,12 @@ static void run_ept(struct daemon *d, struct control_client *client, const json_
 		census_request(d, client, vm);
 }
 
+static void run_audit(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	audit_request(d, client);
+}
+
 static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
 {
 	struct vm *vm = vm_named(d, client, arguments);
@@ -150,7 +157,7 @@ static const struct {
 	{ "vms", run_vms },		    { "status", run_status },	{ "merge-status", run_merge_status },
 	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
 	{ "reload", run_reload },   { "unmerge", run_unmerge },
-	{ "balloon-status", run_balloon_status }, { "admit", run_admit }, { "ept", run_ept },
+	{ "balloon-status", run_balloon_status }, { "admit", run_admit }, { "ept", run_ept }, { "audit", run_audit },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)

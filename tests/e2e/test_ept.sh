@@ -58,7 +58,25 @@ ctl ept a
 ctl ept nobody 2>"$work/err" && die "ept of a VM that is not there succeeded"
 grep -q 'no VM "nobody"' "$work/err" || die "ept of a VM that is not there: $(cat "$work/err")"
 ctl ept 2>"$work/err" && die "ept without a VM succeeded"
+
+# -- merged within one domain: nothing that must not be; the same memory in two domains: named
+ctl audit || die "the audit of one domain failed"
+ctl --json audit >"$work/audit.json" || die "the audit of one domain failed: $(cat "$work/audit.json")"
+get "j['clean'] and j['vms'] == 3 and not j['violations'] and j['pages'] > 3 * 4096" <"$work/audit.json" | grep -q True ||
+	die "the audit does not say what it looked at: $(cat "$work/audit.json")"
+if [ -e /dev/userfaultfd ]; then
+	get "j['shared_store'] > 0" <"$work/audit.json" | grep -q True || die "the audit saw no shared frame of a store"
+	status=0
+	"$build/memvirtctl" --config /dev/null --json audit >"$work/audit.json" || status=$?
+	[ "$status" = 1 ] || die "one store in two domains: exit $status: $(cat "$work/audit.json")"
+	get "{v['name'] for x in j['violations'] for v in x['vms']} == {'a', 'b'}" <"$work/audit.json" | grep -q True ||
+		die "the audit names others than a and b: $(cat "$work/audit.json")"
+fi
+ctl audit now 2>"$work/err" && die "audit with an argument succeeded"
 stop_daemon TERM || die "memvirtd did not end well"
+status=0
+ctl audit 2>"$work/err" || status=$?
+[ "$status" = 2 ] || die "audit without a daemon on its socket: exit $status"
 
 # -- the kernel's scanner merges in k, for the census to tell
 echo 5000 >"$ksm/pages_to_scan"
