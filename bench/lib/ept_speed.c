@@ -10,6 +10,7 @@
 #include "bench/lib/sim_random.h"
 #include "core/clock.h"
 #include "core/fsio.h"
+#include "ept/audit_host.h"
 #include "ept/build.h"
 #include "ept/target.h"
 #include "vmm/registry.h"
@@ -121,6 +122,27 @@ static int build_measure(struct gib *g, struct ept_speed *speed)
 	return 0;
 }
 
+static int audit_measure(struct gib *g, struct ept_speed *speed)
+{
+	const struct audit_target target = { g->target, "domain" };
+	double rates[ROUNDS];
+	int r = 0;
+
+	for (unsigned i = 0; i < ROUNDS && r == 0; i++) {
+		struct audit_host h = { .fs = &g->fs, .targets = &target, .target_count = 1 };
+		uint64_t start = clock_mono_ns();
+
+		r = audit_host_run(&h);
+		rates[i] = 1 / ((double)(clock_mono_ns() - start) / 1e9);
+		if (r == 0 && (h.counts.pages != GIB / PAGE_BYTES || h.violation_count != 0))
+			r = -EIO;
+		audit_host_end(&h);
+	}
+	if (r == 0)
+		speed->audit_gib_s = median(rates);
+	return r;
+}
+
 static int lookups_measure(struct gib *g, struct ept_speed *speed)
 {
 	double rates[ROUNDS];
@@ -155,6 +177,8 @@ int ept_speed_measure(bool huge, struct ept_speed *ret_speed)
 		r = build_measure(&g, &speed);
 	if (r == 0)
 		r = lookups_measure(&g, &speed);
+	if (r == 0)
+		r = audit_measure(&g, &speed);
 	gib_end(&g);
 	if (r == 0)
 		*ret_speed = speed;

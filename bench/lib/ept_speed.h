@@ -7,6 +7,7 @@
 struct ept_speed {
 	double build_ms_per_gib;  /* from nothing; median */
 	double update_ms_per_gib; /* nothing has changed; median */
+	double audit_gib_s;	  /* of mapped memory, nothing hashed; median */
 	double lookups_per_s;	  /* at random addresses, one core; median */
 	double memory_share;	  /* of the VM's memory: the table and all that the build needs, as the kernel counts it */
 };
