@@ -11,10 +11,14 @@ V ?= 0
 WERROR ?= 1
 SAN ?=
 
-PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa
+# 0: without libvirt; by default where its headers are.
+LIBVIRT ?= $(if $(shell pkg-config --exists libvirt && echo yes),1,0)
+
+PKGS := libsystemd jansson liburcu liburcu-cds libxxhash inih numa $(if $(filter 1,$(LIBVIRT)),libvirt)
 DEPS_BUILD := gcc libc6-dev clang libclang-rt-14-dev make pkg-config libsystemd-dev libjansson-dev liburcu-dev \
-	libxxhash-dev libinih-dev libnuma-dev libcunit1-dev
-DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3
+	libxxhash-dev libinih-dev libnuma-dev libvirt-dev libcunit1-dev
+DEPS_TEST := qemu-system-x86 busybox-static cpio zstd xz-utils e2fsprogs socat python3 \
+	libvirt-daemon-system libvirt-clients
 DEPS := $(DEPS_BUILD) $(DEPS_TEST)
 
 WARN := -Wall -Wextra -Wconversion -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
@@ -25,13 +29,14 @@ CFLAGS ?= -O2 -g
 ALL_CFLAGS = -std=gnu11 $(WARN) $(CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) \
 	-MMD -MP $(PKG_CFLAGS) -pthread
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
-PKG_LIBS = $(shell pkg-config --libs $(PKGS))
+PKG_LIBS = -Wl,--as-needed $(shell pkg-config --libs $(PKGS))
 
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),@:,@printf '  %-7s %s\n' $(1) $(2))
 
 LIB_DIRS := core vmm ept ksmd balloon
-LIB_SRC := $(sort $(wildcard $(addsuffix /*.c,$(LIB_DIRS))))
+LIBVIRT_NOT := $(if $(filter 1,$(LIBVIRT)),balloon/port_libvirt_none.c,balloon/port_libvirt.c balloon/libvirt_%.c)
+LIB_SRC := $(sort $(filter-out $(LIBVIRT_NOT),$(wildcard $(addsuffix /*.c,$(LIB_DIRS)))))
 # What the daemon shares with the agent: packets, hashes, and the repair of a window whose executor died.
 LIB_AGENT_OBJ := $(patsubst %,$(BUILD)/agent/%.o,exchange_repair packet page_hash page_hash_avx2 pagemap uffd)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o) $(LIB_AGENT_OBJ)
@@ -45,10 +50,11 @@ EXCHANGE_OBJ := $(patsubst %,$(BUILD)/agent/%.o,eligible exchange exchange_back 
 	exchange_repair exchange_slots freezer pagemap pins staging uffd)
 EXCHANGE_HOOKS_OBJ := $(EXCHANGE_OBJ:$(BUILD)/%=$(BUILD)/hooks/%)
 EXCHANGE_TESTS := test_exchange test_exchange_more test_exchange_fold test_pins
-UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
+UNIT_SRC := $(sort $(filter-out $(if $(filter 1,$(LIBVIRT)),,tests/unit/test_port_libvirt%),$(wildcard tests/unit/test_*.c)))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # With agents in processes of their own, and the daemon's side from tests/lib/.
 AGENT_TEST_BIN := $(addprefix $(BUILD)/tests/,test_kvm tiny-vmm test_vms test_many_runs)
+LIBVIRT_PROBE := $(if $(filter 1,$(LIBVIRT)),$(BUILD)/tests/libvirt-probe)
 CHAOS_BIN := $(addprefix $(BUILD)/tests/,chaos soak chaos-vmm)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/*.c)))
@@ -67,7 +73,7 @@ help:
 	@echo 'make demo        set up this machine, then show the program on four real guests (root)'
 	@echo 'make check       set up this machine, then run all tests (real guests only as root)'
 	@echo 'make check-asan  the same with AddressSanitizer and UBSan, into $(BUILD)-asan/'
-	@echo 'make check-tsan  the agent with ThreadSanitizer, into $(BUILD)-tsan/'
+	@echo 'make check-tsan  agent and libvirt driver with ThreadSanitizer, into $(BUILD)-tsan/'
 	@echo 'make bench       set up, then compare merging with kernel KSM and ksmtuned (root)'
 	@echo 'make fuzz        run every fuzzer for FUZZ_SECONDS=$(FUZZ_SECONDS) seconds'
 	@echo 'make deps        install the Debian packages that building and testing need (root)'
@@ -107,9 +113,9 @@ check-asan: setup
 	$(Q)mkdir -p $(BUILD) && ln -sfn $(abspath $(BUILD))/guest $(BUILD)-asan/guest
 	$(Q)BUILD=$(abspath $(BUILD)-asan) tests/run.sh
 
-# What runs inside a VMM, and no more: liburcu, which the daemon's side needs, is not built for it. Each reason why a
-# report is none stands in tests/tsan.supp. Threads are left alone in children that end at once. By clang: gcc does not watch a
-# memset() or memcpy() that it expands in place.
+# What runs inside a VMM, and the libvirt driver with a library that its test brings: liburcu, which the daemon's side needs,
+# and libvirt are not built for it. Each reason why a report is none stands in tests/tsan.supp. Threads are left alone in
+# children that end at once. By clang: gcc does not watch a memset() or memcpy() that it expands in place.
 TSAN_SECONDS ?= 5
 check-tsan: setup
 	$(Q)$(MAKE) --no-print-directory CC=clang BUILD=$(BUILD)-tsan SAN=thread $(TSAN_TESTS:%=$(BUILD)-tsan/tests/%) \
@@ -117,7 +123,8 @@ check-tsan: setup
 	$(Q)export TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp report_thread_leaks=0 history_size=7"; \
 	export BUILD=$(abspath $(BUILD)-tsan) AGENT_SECONDS=$(TSAN_SECONDS); \
 	tests/run.sh $(TSAN_TESTS) && $(BUILD)-tsan/tests/stress-remap $(TSAN_SECONDS)
-TSAN_TESTS := test_agent test_agent_threads test_exchange test_exchange_more test_exchange_fold
+TSAN_TESTS := test_agent test_agent_threads test_exchange test_exchange_more test_exchange_fold \
+	$(if $(filter 1,$(LIBVIRT)),test_port_libvirt)
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory all
@@ -178,7 +185,8 @@ clean:
 # ---- building ----
 
 .PHONY: unit-tests
-unit-tests: $(UNIT_BIN) $(AGENT_TEST_BIN) $(CHAOS_BIN) $(BUILD)/tests/stress-remap $(BUILD)/tests/preload-vmm
+unit-tests: $(UNIT_BIN) $(AGENT_TEST_BIN) $(CHAOS_BIN) $(BUILD)/tests/stress-remap $(BUILD)/tests/preload-vmm \
+	$(LIBVIRT_PROBE)
 
 .PHONY: benches
 benches: $(BENCH_BIN)
@@ -238,9 +246,13 @@ $(addprefix $(BUILD)/tests/,test_kvm test_vms test_many_runs): $(BUILD)/tests/li
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $(LINKED) $(PKG_LIBS) -lcunit -lm
 
+# The simulator, which benches link as well.
+$(BUILD)/tests/test_simulate: $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard bench/lib/sim*.c)))
+
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_ksmd_agents test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_policy_run: $(BUILD)/bench/lib/policy_run.o
 $(BUILD)/tests/test_walk_sim: $(patsubst %,$(BUILD)/bench/lib/%.o,guest_made_up guest_space page_runs walk_sim)
+$(BUILD)/tests/test_recorder: $(BUILD)/daemon/recorder.o
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(patsubst %,$(BUILD)/tests/%,$(EXCHANGE_TESTS)): $(EXCHANGE_HOOKS_OBJ)
 $(patsubst %,$(BUILD)/tests/unit/%.o,$(EXCHANGE_TESTS)): CPPFLAGS += -DEXCHANGE_HOOKS
@@ -248,6 +260,10 @@ $(patsubst %,$(BUILD)/tests/unit/%.o,$(EXCHANGE_TESTS)): CPPFLAGS += -DEXCHANGE_
 $(BUILD)/tests/stress-remap: $(patsubst %,$(BUILD)/tests/stress/%.o,stress_io stress_owner stress_remap) $(EXCHANGE_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/tests/libvirt-probe: $(BUILD)/tests/libvirt/probe.o $(BUILD)/libmemvirt.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
 CHAOS_VMM := $(BUILD)/tests/chaos-vmm
 CHAOS_VMM_OBJ := $(patsubst %,$(BUILD)/tests/world/%.o,load vmm)

@@ -8,6 +8,8 @@
 /* The VM's size as asked for and as the VMM tells it differ by firmware and video memory. */
 #define FIT_SHARE 16
 
+#define TOO_MANY "too many VMs are promised memory already"
+
 static uint64_t less(uint64_t a, uint64_t b)
 {
 	return a > b ? a - b : 0;
@@ -112,36 +114,58 @@ static bool note(struct admit *a, const struct host_snapshot *s, const struct ad
 	return true;
 }
 
+/* What VMs are promised makes the host look low as well; that is no need, and no reason to refuse them again. */
+static bool is_low(const struct host_snapshot *s, const struct ladder *l)
+{
+	uint64_t free_bytes = less(s->mem_available_bytes, s->cow_debt_bytes);
+
+	return !ladder_rows[l->state].admit && free_bytes <= l->min_free_bytes / 100 * ladder_rows[l->state].above_percent;
+}
+
+static void grant(struct admit *a, const struct host_snapshot *s, const struct admit_question *q, uint64_t keep,
+		  struct admit_answer *r)
+{
+	uint64_t free_bytes = less(s->mem_available_bytes, s->cow_debt_bytes + promised(a, s, -1));
+
+	r->granted = note(a, s, q, true);
+	snprintf(r->why, sizeof(r->why),
+		 r->granted ? "%" PRIu64 " MiB are free, %" PRIu64 " MiB are to stay so" : TOO_MANY, free_bytes / MIB,
+		 keep / MIB);
+}
+
+static void postpone(struct admit *a, const struct host_snapshot *s, const struct admit_question *q,
+		     struct admit_answer *r)
+{
+	r->later = note(a, s, q, false);
+	snprintf(r->why, sizeof(r->why),
+		 r->later ? "short of %" PRIu64 " MiB, which are now taken from VMs that have %" PRIu64
+			    " MiB idle: ask again in a few seconds" :
+			    TOO_MANY,
+		 r->short_bytes / MIB, q->idle_bytes / MIB);
+}
+
 void admit_ask(struct admit *a, const struct host_snapshot *s, const struct ladder *l, const struct admit_question *q,
 	       struct admit_answer *ret_answer)
 {
 	struct admit_answer *r = ret_answer;
 	/* With it the host is not to be worse than clear. */
-	uint64_t keep = l->min_free_bytes / 100 * ladder_rows[HOST_SOFT].below_percent, free_bytes, node_short = 0;
+	uint64_t keep = l->min_free_bytes / 100 * ladder_rows[HOST_SOFT].below_percent, node_short = 0;
 
 	*r = (struct admit_answer){ 0 };
 	forget_refusal(a, q);
-	free_bytes = less(less(s->mem_available_bytes, s->cow_debt_bytes), promised(a, s, -1));
-	r->short_bytes = less(q->bytes + keep, free_bytes);
+	/* In one sum: what was promised beyond what is free is to come from what is idle, and is not idle for others. */
+	r->short_bytes = less(q->bytes + keep + s->cow_debt_bytes + promised(a, s, -1), s->mem_available_bytes);
 	if (q->node >= 0)
-		node_short = less(q->bytes, less(q->node_free_bytes, promised(a, s, q->node)));
-	if (!ladder_rows[l->state].admit) {
+		node_short = less(q->bytes + promised(a, s, q->node), q->node_free_bytes);
+	if (is_low(s, l)) {
 		snprintf(r->why, sizeof(r->why), "the host is %s: %s", host_state_name(l->state), l->why);
 	} else if (node_short) {
 		r->short_bytes = node_short;
 		snprintf(r->why, sizeof(r->why), "node %d is short of %" PRIu64 " MiB", q->node, node_short / MIB);
 	} else if (r->short_bytes == 0) {
-		r->granted = note(a, s, q, true);
-		snprintf(r->why, sizeof(r->why),
-			 r->granted ? "%" PRIu64 " MiB are free, %" PRIu64 " MiB are to stay so" :
-				      "too many VMs are promised memory already",
-			 free_bytes / MIB, keep / MIB);
+		grant(a, s, q, keep, r);
 	} else if (r->short_bytes <= q->idle_bytes) {
-		r->later = note(a, s, q, false);
-		snprintf(r->why, sizeof(r->why),
-			 "short of %" PRIu64 " MiB, which are now taken from VMs that have %" PRIu64
-			 " MiB idle: ask again in a few seconds",
-			 r->short_bytes / MIB, q->idle_bytes / MIB);
+		postpone(a, s, q, r);
 	} else {
 		snprintf(r->why, sizeof(r->why), "short of %" PRIu64 " MiB, and VMs have only %" PRIu64 " MiB idle",
 			 r->short_bytes / MIB, q->idle_bytes / MIB);

@@ -10,6 +10,8 @@
 /* A balloon takes many ticks to its target: each change of direction is told, and then how far it is every so often. */
 #define LOG_NS (10 * NSEC_PER_SEC)
 
+#define MIB (UINT64_C(1) << 20)
+
 static void target_log(struct balloon_vm *v, const struct vm *vm, const struct balloon_vm_plan *plan, uint64_t now_ns)
 {
 	bool grow = plan->target_bytes > plan->actual_bytes;
@@ -54,14 +56,34 @@ static void effect_log(const struct vm *vm, const struct balloon_effect *e)
 	}
 }
 
+static int set(struct balloon *b, const struct vm *vm, const struct balloon_vm *v, uint64_t bytes)
+{
+	if (!balloon_by_libvirt(vm))
+		return port_qmp_set(v->qmp, bytes);
+	return b->libvirt ? port_libvirt_set(b->libvirt, vm->uuid, vm->pid, bytes) : -ENOTCONN;
+}
+
+/* A driver that finds nothing to do when its guest starts does not say so, and the VMM goes on telling how large the
+ * balloon was in the guest's last life. Left a MiB, less than is worth a command otherwise, it speaks. */
+static uint64_t to_ask_for(struct balloon_vm *v, const struct vm *vm, const struct balloon_vm_plan *plan)
+{
+	const struct balloon_told *told = balloon_vm_told(vm);
+	uint64_t resets = vm->resets + told->resets;
+
+	if (v->resets == resets || plan->target_bytes < told->max_bytes)
+		return plan->target_bytes;
+	v->resets = resets;
+	return plan->target_bytes - MIB;
+}
+
 static void carry_out(struct balloon *b, const struct vm *vm, size_t i, bool dry_run)
 {
 	const struct balloon_vm_plan *plan = &b->plan.vms[i];
 	struct balloon_vm *v = vm->balloon;
-	int r = dry_run ? 0 : port_qmp_set(v->qmp, plan->target_bytes);
+	int r = dry_run ? 0 : set(b, vm, v, to_ask_for(v, vm, plan));
 
 	target_log(v, vm, plan, b->decided_ns);
-	if (r < 0)
+	if (r < 0 && r != -EBUSY) /* then the command before is still on its way */
 		log_warning("balloon vm=%s cannot be set, ignoring: %s", vm->uuid, strerror(-r));
 	if (r < 0 || dry_run)
 		balloon_policy_not_done(b->policy, i);

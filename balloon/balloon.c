@@ -9,7 +9,10 @@
 #include "core/hostmem.h"
 #include "core/log.h"
 
-static struct balloon_limits limits_of(const struct config *c)
+/* Who only looks waits so long for a libvirt that does not answer. */
+#define LIBVIRT_PATIENCE_NS (3 * NSEC_PER_SEC)
+
+struct balloon_limits balloon_limits_of(const struct config *c)
 {
 	return (struct balloon_limits){
 		.min_free_bytes = c->host_min_free_bytes,
@@ -22,11 +25,20 @@ static struct balloon_limits limits_of(const struct config *c)
 	};
 }
 
+/* The next tick looks by itself: figures are asked for just before it. */
+static void on_libvirt_changed(void *userdata)
+{
+	(void)userdata;
+}
+
+static const struct port_libvirt_ops libvirt_ops = { .changed = on_libvirt_changed };
+
 int balloon_new(sd_event *loop, const struct fsio *fs, const struct config *config, struct vmm_registry *registry,
 		struct balloon **ret_balloon)
 {
-	const struct balloon_limits limits = limits_of(config);
+	const struct balloon_limits limits = balloon_limits_of(config);
 	struct balloon *b = calloc(1, sizeof(*b));
+	int r;
 
 	if (!b)
 		return -ENOMEM;
@@ -34,9 +46,13 @@ int balloon_new(sd_event *loop, const struct fsio *fs, const struct config *conf
 	b->config = config;
 	b->registry = registry;
 	b->loop = sd_event_ref(loop);
-	if (balloon_policy_new(&limits, &b->policy) < 0) {
+	b->started_ns = clock_mono_ns();
+	r = balloon_policy_new(&limits, &b->policy);
+	if (r == 0 && *config->libvirt_uri)
+		r = port_libvirt_new(loop, config->libvirt_uri, fs, &libvirt_ops, b, &b->libvirt);
+	if (r < 0 && r != -EOPNOTSUPP) {
 		balloon_free(b);
-		return -ENOMEM;
+		return r;
 	}
 	*ret_balloon = b;
 	return 0;
@@ -49,6 +65,7 @@ struct balloon *balloon_free(struct balloon *b)
 	for (struct vm *vm = vmm_registry_first(b->registry); vm; vm = vm->next)
 		balloon_vm_gone(b, vm);
 	sd_event_source_disable_unref(b->ask_timer);
+	port_libvirt_free(b->libvirt);
 	balloon_policy_free(b->policy);
 	sd_event_unref(b->loop);
 	free(b);
@@ -96,16 +113,27 @@ void balloon_vm_gone(struct balloon *b, struct vm *vm)
 	vm->balloon = NULL;
 }
 
-bool balloon_settled(const struct balloon *b)
+static bool is_settled(struct balloon *b, struct vm *vm)
 {
-	for (struct vm *vm = vmm_registry_first(b->registry); vm; vm = vm->next) {
-		const struct balloon_told *told = balloon_vm_told(vm);
+	struct balloon_vm *v = balloon_vm_of(vm);
+	const struct balloon_told *told;
 
-		if (vm->qmp && told &&
-		    (told->device == BALLOON_DEVICE_UNKNOWN || (told->device == BALLOON_DEVICE_PRESENT && !told->stats_told_ns)))
-			return false;
-	}
-	return true;
+	if (!v || (!vm->qmp && !balloon_by_libvirt(vm)))
+		return true;
+	told = balloon_told_now(b, vm, v);
+	return told->device == BALLOON_DEVICE_ABSENT || told->stats_told_ns ||
+	       (!vm->qmp && clock_mono_ns() - b->started_ns > LIBVIRT_PATIENCE_NS);
+}
+
+bool balloon_settled(struct balloon *b)
+{
+	bool settled = true;
+
+	for (struct vm *vm = vmm_registry_first(b->registry); vm; vm = vm->next)
+		settled = is_settled(b, vm) && settled;
+	if (!settled && b->libvirt)
+		port_libvirt_ask(b->libvirt);
+	return settled;
 }
 
 /* ---- the decision ---- */
@@ -152,7 +180,7 @@ static void host_log(struct balloon *b, enum host_state before)
 static int decide(void *m, const struct host_snapshot *s)
 {
 	struct balloon *b = m;
-	const struct balloon_limits limits = limits_of(b->config);
+	const struct balloon_limits limits = balloon_limits_of(b->config);
 	enum host_state before = b->plan.ladder ? b->plan.ladder->state : HOST_HIGH;
 	int r;
 
@@ -176,6 +204,11 @@ const struct module_ops balloon_ops = {
 	.decide = decide,
 	.apply = balloon_apply,
 };
+
+const struct balloon_plan *balloon_plan_of(const struct balloon *b, uint64_t taken_ns)
+{
+	return b->decided_ns == taken_ns ? &b->plan : NULL;
+}
 
 /* ---- for people ---- */
 
@@ -204,7 +237,9 @@ const struct balloon_told *balloon_vm_told(const struct vm *vm)
 {
 	const struct balloon_vm *v = vm->balloon;
 
-	return v ? port_qmp_told(v->qmp) : NULL;
+	if (!v)
+		return NULL;
+	return balloon_by_libvirt(vm) ? &v->libvirt : port_qmp_told(v->qmp);
 }
 
 int balloon_admit(struct balloon *b, const struct host_snapshot *s, uint64_t bytes, int node,

@@ -29,8 +29,14 @@ struct balloon *balloon_free(struct balloon *b);
 /* From the registry's callbacks. */
 void balloon_vm_ready(struct balloon *b, struct vm *vm);
 void balloon_vm_gone(struct balloon *b, struct vm *vm);
-/* True once every VM that is reached has told of its balloon. */
-bool balloon_settled(const struct balloon *b);
+/* True once every VM that is reached has told of its balloon. For those who look once: asks. */
+bool balloon_settled(struct balloon *b);
+
+/* The decision about the picture taken at that time; NULL: none was made. Borrowed until the loop goes on. */
+const struct balloon_plan *balloon_plan_of(const struct balloon *b, uint64_t taken_ns);
+
+/* What the policy is told of a configuration. */
+struct balloon_limits balloon_limits_of(const struct config *c);
 
 /* ---- for people ---- */
 

@@ -26,6 +26,17 @@ static uint64_t expected_bytes(const struct track *t)
 	return less_u64(min_u64(t->judge_resident_bytes, t->judge_from_bytes), t->target_bytes);
 }
 
+/* The VMM is told page by page, and may be behind. */
+#define SETTLE_NS (2 * NSEC_PER_SEC)
+
+/* Resident memory may be counted seldom. */
+#define AWAIT_NS (10 * NSEC_PER_SEC)
+
+bool effect_awaited(const struct track *t, uint64_t now_ns)
+{
+	return t->judge_from_bytes && expected_bytes(t) >= JUDGE_BYTES_MIN && now_ns - t->shrunk_ns < AWAIT_NS;
+}
+
 static bool cut_judge(struct track *t, const struct vm_snapshot *vm, uint64_t now_ns, struct balloon_effect *e)
 {
 	uint64_t resident = vm->ram_resident_bytes;
@@ -70,8 +81,7 @@ bool effect_look(struct track *t, const struct vm_snapshot *vm, const struct bal
 		t->moved_ns = now_ns;
 		if (!t->arrived_ns)
 			t->arrived_ns = now_ns;
-		/* The VMM is told page by page, and may be behind. */
-		return t->judge_from_bytes && vm->ram_resident_ns > t->shrunk_ns + 2 * NSEC_PER_SEC &&
+		return t->judge_from_bytes && vm->ram_resident_ns > t->shrunk_ns + SETTLE_NS &&
 		       cut_judge(t, vm, now_ns, ret_effect);
 	}
 	if (distance(actual, t->target_bytes) + MIB <= distance(t->moved_bytes, t->target_bytes)) {

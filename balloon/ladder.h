@@ -20,7 +20,7 @@ struct ladder_row {
 	unsigned int some_permille, full_permille;
 	bool release;	  /* memory is given back to guests beyond what they need */
 	bool take_idle;	  /* memory that guests do not use is taken */
-	bool take_all;	  /* ... and what they use, down to their entitlement */
+	bool take_all;	  /* ... and half of what they are to keep, down to their entitlement */
 	bool admit;	  /* new VMs may start */
 };
 

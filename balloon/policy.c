@@ -135,7 +135,8 @@ int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *
 	changed = ladder_look(&p->ladder, s, p->limits.min_free_bytes);
 	vms_look(p, s);
 	plan_make(p, s);
-	memcpy(p->before, p->tracks, s->vm_count * sizeof(*p->before));
+	if (s->vm_count > 0) /* else there is no array */
+		memcpy(p->before, p->tracks, s->vm_count * sizeof(*p->before));
 	for (size_t i = 0; i < s->vm_count; i++)
 		if (p->vms[i].target_bytes)
 			track_asked(&p->tracks[i], &s->vms[i], p->vms[i].target_bytes, s->taken_ns);
@@ -152,8 +153,10 @@ int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *
 
 void balloon_policy_not_done(struct balloon_policy *p, size_t i)
 {
-	if (i < p->track_count)
-		p->tracks[i] = p->before[i];
+	if (i >= p->track_count)
+		return;
+	p->tracks[i] = p->before[i];
+	p->vms[i].not_done = true;
 }
 
 uint64_t balloon_policy_idle_bytes(const struct balloon_policy *p)

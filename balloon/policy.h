@@ -41,6 +41,7 @@ struct balloon_vm_plan {
 	enum balloon_block block;
 	enum balloon_veto veto;
 	const char *why; /* of the target, or of none; static string */
+	bool not_done;	 /* balloon_policy_not_done() was called for it */
 };
 
 /* What came of taking memory, told once: when the balloon has arrived, stalled, or was given up. */

@@ -32,7 +32,7 @@ struct track {
 	/* The guest, as of the statistics of stats_ns; 0: none were good yet */
 	uint64_t stats_ns;
 	uint64_t stats_void_ns; /* until then made by what ran before the reset */
-	uint64_t swap_in_bytes, major_faults, oom_kills, resets;
+	uint64_t swap_in_bytes, swap_out_bytes, major_faults, oom_kills, resets;
 	uint64_t used_bytes; /* now */
 	uint64_t demand_bytes; /* what it used lately: rises at once, falls slowly */
 	uint64_t ahead_bytes; /* what it will use more by the time that memory given now has arrived */
@@ -44,12 +44,11 @@ struct track {
 	/* What was asked of the balloon */
 	uint64_t target_bytes; /* last; 0: nothing */
 	uint64_t grown_ns, shrunk_ns; /* when; 0: never */
-	uint64_t cut_bytes; /* taken since memory was last given back */
+	uint64_t cut_from_bytes; /* actual before the cuts since memory was last given back; 0: none */
 
 	/* Where it got to; effect.c's */
 	uint64_t moved_ns, moved_bytes; /* last time that actual came nearer to target, and what it was */
 	uint64_t arrived_ns; /* when it was first seen where it was asked to be; 0: not yet */
-	uint64_t cut_from_bytes;     /* actual before the cuts of cut_bytes */
 	/* The cuts whose effect is not told yet; 0: none */
 	uint64_t judge_from_bytes;     /* actual before them */
 	uint64_t judge_resident_bytes; /* resident then; 0: not known, nothing is expected */
@@ -96,6 +95,8 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 /* Looks at how far the balloon has come. True when there is something to tell: *ret_effect but for "vm". */
 bool effect_look(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l, uint64_t now_ns,
 		 struct balloon_effect *ret_effect);
+/* Whether it will soon be seen what came of taking memory. */
+bool effect_awaited(const struct track *t, uint64_t now_ns);
 
 /* Fills vms[].target_bytes, .entitled_bytes and .why of a policy that has looked at all VMs. policy_plan.c */
 void plan_make(struct balloon_policy *p, const struct host_snapshot *s);

@@ -3,7 +3,7 @@
 #include "balloon/policy_internal.h"
 
 /* While guests starve, others give this much faster than by a step a tick. */
-#define URGENT_STEPS 4
+#define URGENT_STEPS 8
 
 /* The part of min_free that is not given to a guest, whatever it is short of: the host's own use moves by that much. */
 #define LAST_RESERVE_SHARE 8
@@ -25,13 +25,34 @@ static uint64_t need_bytes(const struct balloon_policy *p, const struct vm_snaps
 	return min_u64(vm_size_for(vm, t->demand_bytes + t->ahead_bytes, &p->limits), vm_limit_bytes(vm));
 }
 
+static bool is_contested(const struct balloon_policy *p)
+{
+	return ladder_rows[p->ladder.state].take_all;
+}
+
+/* What is not taken from the guest, whatever it is entitled to. */
+static uint64_t untouched_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
+{
+	uint64_t least = vm_min_bytes(vm, &p->limits), size = vm_size_for(vm, t->used_bytes, &p->limits), bytes;
+
+	if (t->objection != VETO_NONE)
+		bytes = vm_limit_bytes(vm);
+	else if (is_contested(p))
+		bytes = t->used_bytes + less_u64(size, t->used_bytes) / HARD_KEEP_SHARE;
+	else
+		bytes = need_bytes(p, vm, t);
+	return max_u64(min_u64(bytes, vm_limit_bytes(vm)), least);
+}
+
+/* What it has and is not taken from it is not there for others: else they would be entitled to what nobody gives. */
 static void claim_make(struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t, struct claim *c)
 {
-	uint64_t limit = vm_limit_bytes(vm), least = vm_min_bytes(vm, &p->limits), need = need_bytes(p, vm, t);
+	uint64_t limit = vm_limit_bytes(vm), held = vm_held_bytes(vm), need = need_bytes(p, vm, t);
 	/* But for its reservation, nobody is kept room for that it neither holds nor needs. */
-	uint64_t most = min_u64(max_u64(vm_held_bytes(vm), need), limit);
+	uint64_t most = min_u64(max_u64(held, need), limit);
+	uint64_t least = max_u64(min_u64(vm_min_bytes(vm, &p->limits), most), min_u64(untouched_bytes(p, vm, t), held));
 
-	*c = (struct claim){ .min_bytes = max_u64(min_u64(vm->reservation_bytes, limit), min_u64(least, most)),
+	*c = (struct claim){ .min_bytes = max_u64(min_u64(vm->reservation_bytes, limit), least),
 			     .active_bytes = need, .shares = vm->shares };
 	c->max_bytes = max_u64(most, c->min_bytes);
 }
@@ -115,8 +136,17 @@ static uint64_t step_bytes(const struct balloon_policy *p, const struct vm_snaps
 /* In MiB where it can be: limits need not be, and are kept to the byte. */
 static void target_set(struct balloon_vm_plan *plan, const struct vm_snapshot *vm, uint64_t bytes, const char *why)
 {
-	plan->target_bytes = min_u64(bytes + MIB - 1 - (bytes + MIB - 1) % MIB, vm_limit_bytes(vm));
+	plan->target_bytes = bytes + MIB - 1 - (bytes + MIB - 1) % MIB;
+	if (bytes <= vm_limit_bytes(vm))
+		plan->target_bytes = min_u64(plan->target_bytes, vm_limit_bytes(vm));
 	plan->why = why;
+}
+
+/* Memory for the VM; returns how much. */
+static uint64_t grow_to(struct balloon_policy *p, size_t i, const struct vm_snapshot *vm, uint64_t bytes, const char *why)
+{
+	target_set(&p->vms[i], vm, bytes, why);
+	return less_u64(p->vms[i].target_bytes, vm->balloon.actual_bytes);
 }
 
 /* Ends what was asked for and is not done yet. */
@@ -130,11 +160,6 @@ static void hold_at_actual(struct balloon_vm_plan *plan, const char *why)
 static bool may_grow(enum balloon_block block)
 {
 	return block == BLOCK_NONE || block == BLOCK_STALLED || block == BLOCK_NO_EFFECT;
-}
-
-static bool is_contested(const struct balloon_policy *p)
-{
-	return ladder_rows[p->ladder.state].take_all;
 }
 
 /* What a guest that objects could do with, at most. What it has in its swap it may want back; how much it lacks that has
@@ -167,7 +192,7 @@ static uint64_t urgent_bytes(const struct balloon_policy *p, const struct vm_sna
 	uint64_t actual = vm->balloon.actual_bytes, limit = vm_limit_bytes(vm);
 	uint64_t lacking = less_u64(wanted_bytes(p, vm, t), actual);
 	bool short_of_right = !is_contested(p) || !t->entitled_bytes || actual < t->entitled_bytes;
-	uint64_t cut = t->cut_bytes ? less_u64(t->cut_from_bytes, actual) : 0;
+	uint64_t cut = less_u64(t->cut_from_bytes, actual);
 	uint64_t undo = max_u64(min_u64(cut, lacking), short_of_right ? step_bytes(p, vm) : 0);
 	uint64_t most = is_contested(p) && t->entitled_bytes ? min_u64(t->entitled_bytes, limit) : limit;
 	uint64_t target = max_u64(actual + undo, min_u64(actual + min_u64(part, lacking), most));
@@ -195,10 +220,9 @@ static void grow_urgent(struct balloon_policy *p, const struct host_snapshot *s,
 		shares -= vm->shares;
 		p->vms[i].why = balloon_veto_name(t->veto);
 		if (target > actual)
-			target_set(&p->vms[i], vm, target, p->vms[i].why);
+			supply_take(supply, grow_to(p, i, vm, target, p->vms[i].why));
 		else if (t->target_bytes && t->target_bytes < actual)
 			hold_at_actual(&p->vms[i], p->vms[i].why);
-		supply_take(supply, less_u64(target, actual));
 	}
 }
 
@@ -217,8 +241,7 @@ static void grow_needed(struct balloon_policy *p, const struct host_snapshot *s,
 		given = min_u64(less_u64(want, actual), supply->ordinary);
 		if (given < vm_dead_band(vm) || actual + given <= t->target_bytes)
 			continue;
-		target_set(&p->vms[i], vm, actual + given, "guest needs it");
-		supply_take(supply, given);
+		supply_take(supply, grow_to(p, i, vm, actual + given, "guest needs it"));
 	}
 }
 
@@ -242,8 +265,7 @@ static void grow_spare(struct balloon_policy *p, const struct host_snapshot *s, 
 		/* Nor is more called back that is on its way. */
 		if (given < vm_dead_band(vm) || actual + given <= p->tracks[i].target_bytes)
 			continue;
-		target_set(&p->vms[i], vm, actual + given, "the host has room");
-		supply_take(supply, given);
+		supply_take(supply, grow_to(p, i, vm, actual + given, "the host has room"));
 	}
 }
 
@@ -257,17 +279,17 @@ static bool is_reachable(enum balloon_block block)
 static void grow_reset(struct balloon_policy *p, const struct host_snapshot *s)
 {
 	for (size_t i = 0; i < s->vm_count; i++) {
+		uint64_t actual = s->vms[i].balloon.actual_bytes, limit = vm_limit_bytes(&s->vms[i]);
 		struct track *t = &p->tracks[i];
-		uint64_t left = s->vms[i].balloon.actual_bytes;
 
 		if (!t->reset || !is_reachable(p->vms[i].block))
 			continue;
 		t->reset = false;
 		t->stalled = false;
-		if (t->target_bytes)
-			left = min_u64(left, t->target_bytes);
-		if (left < vm_limit_bytes(&s->vms[i]))
-			target_set(&p->vms[i], &s->vms[i], vm_limit_bytes(&s->vms[i]), "guest was reset");
+		if (actual < limit)
+			target_set(&p->vms[i], &s->vms[i], limit, "guest was reset");
+		else if (t->target_bytes && t->target_bytes < actual)
+			hold_at_actual(&p->vms[i], "guest was reset");
 	}
 }
 
@@ -285,21 +307,22 @@ static void grow_reserved(struct balloon_policy *p, const struct host_snapshot *
 
 /* ---- taking ---- */
 
-/* How far this VM may go down now. */
-static uint64_t floor_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
+/* How far this VM may go down now. Where another guest starves it keeps what it uses now, and room; what it used a while
+ * ago counts only while there is enough for all. */
+static uint64_t floor_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t,
+			    bool urgent)
 {
-	uint64_t least = vm_min_bytes(vm, &p->limits), size = vm_size_for(vm, t->used_bytes, &p->limits), floor;
+	uint64_t least = vm_min_bytes(vm, &p->limits), limit = vm_limit_bytes(vm);
 
-	if (is_contested(p))
-		floor = t->used_bytes + less_u64(size, t->used_bytes) / HARD_KEEP_SHARE;
-	else
-		floor = need_bytes(p, vm, t);
-	if (t->objection != VETO_NONE)
-		floor = vm_limit_bytes(vm);
-	return max_u64(min_u64(max_u64(floor, t->entitled_bytes), vm_limit_bytes(vm)), least);
+	if (!urgent)
+		return max_u64(untouched_bytes(p, vm, t), min_u64(t->entitled_bytes, limit));
+	if (is_contested(p) || t->objection != VETO_NONE)
+		return untouched_bytes(p, vm, t);
+	return max_u64(min_u64(vm_size_for(vm, t->used_bytes, &p->limits), limit), least);
 }
 
-static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, uint64_t now_ns)
+static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, uint64_t now_ns,
+		       bool urgent)
 {
 	const struct track *t = &p->tracks[i];
 	uint64_t actual = vm->balloon.actual_bytes;
@@ -316,20 +339,52 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 	if (t->target_bytes &&
 	    (actual > t->target_bytes + vm_dead_band(vm) || vm->balloon.stats_ns <= t->arrived_ns))
 		return false;
-	return is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
+	/* A balloon that brings nothing is to cost its guest a step, not all that a balloon may take. */
+	if (!is_contested(p) && !urgent && effect_awaited(t, now_ns))
+		return false;
+	return urgent || is_contested(p) || vm_held_bytes(vm) > t->entitled_bytes || actual > vm_limit_bytes(vm);
+}
+
+/* What a guest has never touched it does not miss, and nothing comes back for it: where another starves, steps count from
+ * what it holds. */
+static uint64_t shrunk_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, bool urgent)
+{
+	uint64_t step = max_u64(step_bytes(p, vm), vm_dead_band(vm));
+	uint64_t least = urgent ? less_u64(vm_held_bytes(vm), URGENT_STEPS * step) :
+				  less_u64(vm->balloon.actual_bytes, step);
+
+	return max_u64(floor_bytes(p, vm, &p->tracks[i], urgent), least);
+}
+
+static bool anybody_starves(const struct balloon_policy *p, const struct host_snapshot *s)
+{
+	for (size_t i = 0; i < s->vm_count; i++)
+		if (may_grow(p->vms[i].block) && p->tracks[i].veto != VETO_NONE)
+			return true;
+	return false;
+}
+
+/* What shrink() will take in this tick for guests that starve. It can be given away at once: a balloon takes it sooner than
+ * the guest that is given it has filled it. */
+static uint64_t coming_bytes(const struct balloon_policy *p, const struct host_snapshot *s)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < s->vm_count; i++)
+		if (may_shrink(p, &s->vms[i], i, s->taken_ns, true))
+			sum += less_u64(vm_held_bytes(&s->vms[i]), shrunk_bytes(p, &s->vms[i], i, true));
+	return sum;
 }
 
 static void shrink(struct balloon_policy *p, const struct host_snapshot *s, bool urgent)
 {
 	for (size_t i = 0; i < s->vm_count; i++) {
 		const struct vm_snapshot *vm = &s->vms[i];
-		uint64_t actual = vm->balloon.actual_bytes, floor, step, target;
+		uint64_t actual = vm->balloon.actual_bytes, target;
 
-		if (!may_shrink(p, vm, i, s->taken_ns))
+		if (!may_shrink(p, vm, i, s->taken_ns, urgent))
 			continue;
-		floor = floor_bytes(p, vm, &p->tracks[i]);
-		step = max_u64(step_bytes(p, vm), vm_dead_band(vm)) * (urgent ? URGENT_STEPS : 1);
-		target = max_u64(floor, less_u64(actual, step));
+		target = shrunk_bytes(p, vm, i, urgent);
 		if (less_u64(actual, target) < vm_dead_band(vm)) {
 			p->vms[i].why = "nothing idle";
 			continue;
@@ -355,8 +410,7 @@ static void withdraw_stalled(struct balloon_policy *p)
 void plan_make(struct balloon_policy *p, const struct host_snapshot *s)
 {
 	struct supply supply = supply_of(&p->ladder);
-	bool taking = ladder_rows[p->ladder.state].take_idle;
-	uint64_t before;
+	bool taking = ladder_rows[p->ladder.state].take_idle, urgent = taking && anybody_starves(p, s);
 
 	p->budget_bytes = 0;
 	contradictions_look(p, s);
@@ -364,11 +418,12 @@ void plan_make(struct balloon_policy *p, const struct host_snapshot *s)
 		share_out(p, s);
 	withdraw_stalled(p);
 	grow_reset(p, s);
-	before = supply.urgent;
+	if (urgent)
+		supply.urgent += coming_bytes(p, s);
 	grow_urgent(p, s, &supply);
 	grow_reserved(p, s);
 	grow_needed(p, s, &supply);
 	grow_spare(p, s, &supply);
 	if (taking)
-		shrink(p, s, supply.urgent < before);
+		shrink(p, s, urgent);
 }

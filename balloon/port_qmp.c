@@ -8,10 +8,9 @@
 #include "core/cleanup.h"
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/text.h"
 
 #define QOM_PATH_MAX 256
-#define REASON_ABSENT "the VM has no balloon device"
-
 /* Where QEMU keeps devices that have an id, and those that have none. */
 static const char *const shelves[] = { "/machine/peripheral", "/machine/peripheral-anon" };
 
@@ -82,10 +81,13 @@ static uint64_t member_of(const json_t *object, const char *key)
 
 static void search(struct port_qmp *p);
 
-static void device_absent(struct port_qmp *p)
+/* It is looked for again after ABSENT_NS. */
+static void device_absent(struct port_qmp *p, const char *why)
 {
+	p->path[0] = '\0';
 	p->told.device = BALLOON_DEVICE_ABSENT;
-	snprintf(p->told.why, sizeof(p->told.why), REASON_ABSENT);
+	p->told.actual_bytes = 0;
+	text_copy(p->told.why, sizeof(p->told.why), why, strlen(why));
 }
 
 static void on_flag(struct qmp *q, int result, const json_t *reply, bool *flag)
@@ -135,7 +137,7 @@ static void device_found(struct port_qmp *p, const char *name)
 	int n = snprintf(p->path, sizeof(p->path), "%s/%s", shelves[p->shelf], name);
 
 	if (n < 0 || (size_t)n >= sizeof(p->path)) {
-		p->path[0] = '\0';
+		device_absent(p, "the name of the balloon device is too long");
 		return;
 	}
 	p->told.device = BALLOON_DEVICE_PRESENT;
@@ -168,7 +170,7 @@ static void on_shelf(struct qmp *q, int result, const json_t *reply, const char 
 	if (++p->shelf < ARRAY_SIZE(shelves))
 		search(p);
 	else
-		device_absent(p);
+		device_absent(p, "the VM has no balloon device");
 }
 
 static void search(struct port_qmp *p)
@@ -205,7 +207,11 @@ static void on_actual(struct qmp *q, int result, const json_t *reply, const char
 	uint64_t actual = member_of(reply, "actual");
 
 	(void)q;
-	(void)error;
+	/* Unplugged, or of no use to this VMM. */
+	if (result == -EREMOTEIO) {
+		p->searched_ns = clock_mono_ns();
+		device_absent(p, error);
+	}
 	if (result < 0 || actual > BYTES_MAX)
 		return;
 	p->told.actual_bytes = actual;

@@ -33,13 +33,20 @@ static int window_count(int pagemap_fd, const struct mem_region *region, uint64_
 	return 0;
 }
 
-/* Every so-manieth window, for all to be at most WINDOWS. */
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* The regions are taken for one, of which every so-manieth window is looked at, for all to be at most WINDOWS: a VMM may
+ * have any number of small ones. */
 static uint64_t stride_bytes(const struct mem_region *regions, size_t count)
 {
-	uint64_t windows = 0;
+	uint64_t all = 0, windows;
 
 	for (size_t i = 0; i < count; i++)
-		windows += (regions[i].bytes + WINDOW_BYTES - 1) / WINDOW_BYTES;
+		all += regions[i].bytes;
+	windows = (all + WINDOW_BYTES - 1) / WINDOW_BYTES;
 	return (windows + WINDOWS - 1) / WINDOWS * WINDOW_BYTES;
 }
 
@@ -53,16 +60,24 @@ int resident_estimate(const struct fsio *fs, pid_t pid, const struct mem_region 
 		return fd;
 	for (size_t i = 0; i < count; i++) {
 		const struct mem_region *region = &regions[i];
+		uint64_t at = 0;
 
-		all += region->bytes;
-		for (uint64_t at = 0; at < region->bytes; at += stride) {
-			uint64_t left = region->bytes - at, size = left < WINDOW_BYTES ? left : WINDOW_BYTES;
-			int r = window_count(fd, region, region->hva + at, region->hva + at + size, &bytes);
+		while (at < region->bytes) {
+			uint64_t in_stride = (all + at) % stride, left = region->bytes - at, size;
+			int r;
 
+			if (in_stride >= WINDOW_BYTES) {
+				at += min_u64(stride - in_stride, left);
+				continue;
+			}
+			size = min_u64(WINDOW_BYTES - in_stride, left);
+			r = window_count(fd, region, region->hva + at, region->hva + at + size, &bytes);
 			if (r < 0)
 				return r;
 			seen += size;
+			at += size;
 		}
+		all += region->bytes;
 	}
 	*ret_bytes = seen ? (uint64_t)((double)bytes * (double)all / (double)seen) : 0;
 	return 0;

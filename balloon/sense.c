@@ -13,6 +13,8 @@
 
 /* While the host has room and the balloon is empty, a guest is asked this often: its demand is known when it is needed. */
 #define CALM_PERIOD_S 10
+/* A balloon that is let go keeps what is not worth a command. */
+#define NEARLY_EMPTY_BYTES (UINT64_C(4) << 20)
 
 /* VMs whose resident memory is counted in one tick, at 1 ms each. */
 #define RESIDENT_PER_TICK 4
@@ -23,20 +25,23 @@ static bool is_calm(const struct balloon *b, const struct vm *vm)
 {
 	const struct balloon_told *told = balloon_vm_told(vm);
 
-	return (!b->plan.ladder || b->plan.ladder->state < HOST_SOFT) && told && told->actual_bytes >= told->max_bytes;
+	return (!b->plan.ladder || b->plan.ladder->state < HOST_SOFT) && told &&
+	       told->actual_bytes + NEARLY_EMPTY_BYTES >= told->max_bytes;
 }
 
 static bool is_due(const struct balloon *b, const struct vm *vm, uint64_t now_ns)
 {
 	const struct balloon_vm *v = vm->balloon;
 
-	return !is_calm(b, vm) || !v->asked_ns || now_ns - v->asked_ns >= (CALM_PERIOD_S * NSEC_PER_SEC) - REFRESH_AHEAD_NS;
+	return !is_calm(b, vm) || !balloon_vm_told(vm)->stats_told_ns ||
+	       now_ns - v->asked_ns >= CALM_PERIOD_S * NSEC_PER_SEC - REFRESH_AHEAD_NS;
 }
 
 static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	struct balloon *b = userdata;
 	uint64_t now_ns = clock_mono_ns();
+	bool libvirt_due = false;
 
 	(void)usec;
 	for (struct vm *vm = vmm_registry_first(b->registry); vm; vm = vm->next) {
@@ -44,13 +49,18 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata)
 
 		if (!v || !is_due(b, vm, now_ns))
 			continue;
-		if (!b->refreshed) {
+		libvirt_due |= balloon_by_libvirt(vm);
+		/* How often it is asked is a setting of the VM: a dry run sees what is told anyway. */
+		if (!b->refreshed && !b->fs->dry_run) {
 			port_qmp_refresh(v->qmp, is_calm(b, vm) ? CALM_PERIOD_S : 1);
-		} else {
+		} else if (b->refreshed) {
 			port_qmp_ask(v->qmp);
 			v->asked_ns = now_ns;
 		}
 	}
+	/* libvirt asks guests by itself, once a second; what it knows takes one call for all. */
+	if (b->libvirt && libvirt_due && !b->refreshed)
+		port_libvirt_ask(b->libvirt);
 	b->refreshed = !b->refreshed;
 	if (!b->refreshed)
 		return 0;
@@ -63,7 +73,9 @@ void balloon_ask_later(struct balloon *b)
 	uint64_t tick_ns = b->config->tick_ms * NSEC_PER_MSEC;
 	uint64_t at_us = (clock_mono_ns() + (tick_ns > REFRESH_AHEAD_NS ? tick_ns - REFRESH_AHEAD_NS : 0)) / 1000;
 
-	b->refreshed = false;
+	/* Ticks may be shorter than it takes a guest to answer. */
+	if (b->refreshed)
+		return;
 	if (!b->ask_timer) {
 		sd_event_add_time(b->loop, &b->ask_timer, CLOCK_MONOTONIC, at_us, 1, on_ask_timer, b);
 		return;
@@ -74,22 +86,46 @@ void balloon_ask_later(struct balloon *b)
 
 /* ---- taking in ---- */
 
+bool balloon_by_libvirt(const struct vm *vm)
+{
+	return vm->cmdline.libvirt && !*vm->qmp_path;
+}
+
+const struct balloon_told *balloon_told_now(struct balloon *b, const struct vm *vm, struct balloon_vm *v)
+{
+	if (!balloon_by_libvirt(vm))
+		return port_qmp_told(v->qmp);
+	v->libvirt = (struct balloon_told){ .why = "its monitor belongs to libvirt, which is not asked" };
+	if (b->libvirt) {
+		port_libvirt_want(b->libvirt);
+		v->libvirt_known = port_libvirt_told(b->libvirt, vm->uuid, vm->pid, &v->libvirt);
+	}
+	return &v->libvirt;
+}
+
+static void reach(const struct vm *vm, const struct balloon_vm *v, const struct balloon_told *told, struct vm_balloon *out)
+{
+	if (vm->qmp)
+		out->driver = "qmp";
+	else if (balloon_by_libvirt(vm) && v->libvirt_known)
+		out->driver = "libvirt";
+	if (*told->why && (out->driver || balloon_by_libvirt(vm)))
+		out->why = told->why;
+	else if (!out->driver)
+		out->why = vm->why;
+}
+
 static void sense_vm(struct balloon *b, const struct vm *vm, struct balloon_vm *v, struct vm_snapshot *s, uint64_t now_ns)
 {
-	const struct balloon_told *told = port_qmp_told(v->qmp);
+	const struct balloon_told *told = balloon_told_now(b, vm, v);
 	struct vm_balloon *out = &s->balloon;
 
 	s->balloon_allowed = s->balloon_allowed && b->config->balloon_control;
 	*out = (struct vm_balloon){ .why = "", .device = told->device, .actual_bytes = told->actual_bytes,
-				    .told_ns = told->told_ns, .resets = vm->resets,
+				    .told_ns = told->told_ns, .resets = vm->resets + told->resets,
 				    .max_bytes = told->max_bytes ? told->max_bytes : vm->ram_bytes };
 	stats_take(&v->age, told, now_ns, (int64_t)time(NULL), out);
-	if (vm->qmp)
-		out->driver = "qmp";
-	else
-		out->why = vm->why;
-	if (vm->qmp && *told->why)
-		out->why = told->why;
+	reach(vm, v, told, out);
 	s->ram_resident_bytes = v->resident_bytes;
 	s->ram_resident_ns = v->resident_ns;
 }

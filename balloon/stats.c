@@ -5,6 +5,7 @@
 /* A guest that is busy answers late; one that missed three polls is not heard any more. */
 #define POLLS_MISSED 3
 #define PERIOD_S_DEFAULT 10
+#define PERIOD_S_MAX 3600
 #define LATE_S 5
 
 /* x86-64 has at most 52 bits of physical address. */
@@ -20,7 +21,7 @@ static bool is_same(const struct balloon_told *a, const struct balloon_told *b)
 	return a->last_update_s == b->last_update_s && a->total_bytes == b->total_bytes &&
 	       a->free_bytes == b->free_bytes && a->available_bytes == b->available_bytes &&
 	       a->cache_bytes == b->cache_bytes && a->swap_in_bytes == b->swap_in_bytes &&
-	       a->major_faults == b->major_faults && a->oom_kills == b->oom_kills;
+	       a->swap_out_bytes == b->swap_out_bytes && a->major_faults == b->major_faults && a->oom_kills == b->oom_kills;
 }
 
 static void age_take(struct stats_age *a, const struct balloon_told *told, int64_t now_s)
@@ -33,8 +34,7 @@ static void age_take(struct stats_age *a, const struct balloon_told *told, int64
 	a->told = *told;
 	a->changed_ns = told->stats_told_ns;
 	/* Whoever asked before may have got them long ago. What is from the future is not believed either, till it changes. */
-	if (first && (age_s > LATE_S || age_s < -LATE_S))
-		a->changed_ns = 1;
+	a->doubtful = first && (age_s > LATE_S || age_s < -LATE_S);
 }
 
 /* NULL: nothing speaks against them. */
@@ -62,18 +62,30 @@ static const char *absurdity(const struct balloon_told *t, const struct vm_ballo
  * /proc/meminfo reckons at worst. */
 static uint64_t available_of(const struct balloon_told *t)
 {
+	uint64_t available;
+
 	if (is_told(t->available_bytes))
 		return t->available_bytes;
-	return t->free_bytes + (is_told(t->cache_bytes) ? t->cache_bytes / 2 : 0);
+	available = t->free_bytes + (is_told(t->cache_bytes) ? t->cache_bytes / 2 : 0);
+	return available < t->total_bytes ? available : t->total_bytes;
 }
 
-static enum guest_stats judge(const struct stats_age *a, uint64_t now_ns, struct vm_balloon *b)
+static uint64_t period_of(const struct balloon_told *t)
 {
-	uint64_t period_s = a->told.period_s ? a->told.period_s : PERIOD_S_DEFAULT;
+	if (!t->period_s)
+		return PERIOD_S_DEFAULT;
+	return t->period_s < PERIOD_S_MAX ? t->period_s : PERIOD_S_MAX;
+}
+
+static enum guest_stats judge(const struct stats_age *a, const struct balloon_told *told, uint64_t now_ns,
+			      struct vm_balloon *b)
+{
+	/* The period may have changed since: of an answer that was made in the old rhythm the next is not late yet. */
+	uint64_t then_s = period_of(&a->told), period_s = period_of(told);
 	const char *absurd = absurdity(&a->told, b);
 
-	period_s = period_s < 3600 ? period_s : 3600;
-	if (now_ns > a->changed_ns + (POLLS_MISSED * period_s + LATE_S) * NSEC_PER_SEC) {
+	period_s = period_s > then_s ? period_s : then_s;
+	if (a->doubtful || now_ns > a->changed_ns + (POLLS_MISSED * period_s + LATE_S) * NSEC_PER_SEC) {
 		b->why = "stale statistics: the guest has not answered for too long";
 		return GUEST_STATS_STALE;
 	}
@@ -95,8 +107,8 @@ void stats_take(struct stats_age *a, const struct balloon_told *told, uint64_t n
 		return;
 	}
 	age_take(a, told, now_s);
-	b->stats = judge(a, now_ns, b);
-	b->stats_ns = a->changed_ns;
+	b->stats = judge(a, told, now_ns, b);
+	b->stats_ns = a->doubtful ? 0 : a->changed_ns;
 	if (b->stats != GUEST_STATS_GOOD)
 		return;
 	b->total_bytes = told->total_bytes;

@@ -9,6 +9,7 @@
 struct stats_age {
 	struct balloon_told told;
 	uint64_t changed_ns; /* when it was first told, CLOCK_MONOTONIC; 0: never */
+	bool doubtful; /* how old it is is not known */
 };
 
 /* Fills the guest's part of ret_balloon, stats and why (a static string) included. now_s is CLOCK_REALTIME: only the first

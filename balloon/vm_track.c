@@ -82,6 +82,26 @@ static bool faster_than(uint64_t then, uint64_t now, uint64_t per_s, double seco
 	return counter_known(then, now) && (double)(now - then) > (double)per_s * seconds;
 }
 
+/* Memory goes round: pages come from swap and others leave for it, or little is available anyhow. A guest that has been given
+ * back what it lacked still reads for minutes what it had to swap out, whenever it comes across it; more memory does not
+ * spare it that. */
+static bool is_short_of_pages(const struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l,
+			      double seconds)
+{
+	const struct vm_balloon *b = &vm->balloon;
+
+	return b->available_bytes < vm_keep_bytes(vm, b->actual_bytes, l) || b->swap_out_bytes == BALLOON_UNTOLD ||
+	       faster_than(t->swap_out_bytes, b->swap_out_bytes, SWAP_IN_PAGES_PER_S * PAGE_BYTES, seconds);
+}
+
+/* A page that comes from swap may be counted as a major fault, too. */
+static uint64_t file_faults(uint64_t major_faults, uint64_t swap_in_bytes)
+{
+	if (major_faults == BALLOON_UNTOLD || swap_in_bytes == BALLOON_UNTOLD)
+		return major_faults;
+	return less_u64(major_faults, swap_in_bytes / PAGE_BYTES);
+}
+
 /* Counters of two statistics tell what the guest went through between them. */
 static enum balloon_veto objection_of(const struct track *t, const struct vm_snapshot *vm,
 				      const struct balloon_limits *l, double seconds)
@@ -99,18 +119,22 @@ static enum balloon_veto objection_of(const struct track *t, const struct vm_sna
 	 * would go on reading for as long as it takes to look at all of its swap. */
 	if (b->free_bytes != BALLOON_UNTOLD && b->free_bytes >= vm_keep_bytes(vm, b->actual_bytes, l))
 		return veto;
-	if (faster_than(t->major_faults, b->major_faults, FAULTS_PER_S, seconds))
+	if (faster_than(file_faults(t->major_faults, t->swap_in_bytes), file_faults(b->major_faults, b->swap_in_bytes),
+			FAULTS_PER_S, seconds))
 		veto = VETO_FAULTS;
-	if (faster_than(t->swap_in_bytes, b->swap_in_bytes, SWAP_IN_PAGES_PER_S * PAGE_BYTES, seconds))
+	if (faster_than(t->swap_in_bytes, b->swap_in_bytes, SWAP_IN_PAGES_PER_S * PAGE_BYTES, seconds) &&
+	    is_short_of_pages(t, vm, l, seconds))
 		veto = VETO_SWAP_IN;
 	return veto;
 }
 
-static void demand_take(struct track *t, uint64_t used_bytes, double seconds)
+static void demand_take(struct track *t, uint64_t used_bytes, double seconds, uint64_t max_bytes)
 {
 	double fallen = (double)t->demand_bytes * exp2(-seconds / DEMAND_HALF_LIFE_S);
+	double ahead = seconds > 0 ? (double)less_u64(used_bytes, t->used_bytes) / seconds * AHEAD_S : 0;
 
-	t->ahead_bytes = seconds > 0 ? (uint64_t)((double)less_u64(used_bytes, t->used_bytes) / seconds * AHEAD_S) : 0;
+	/* No more than there can be: statistics may follow each other at once. */
+	t->ahead_bytes = (uint64_t)fmin(ahead, (double)max_bytes);
 	t->used_bytes = used_bytes;
 	t->demand_bytes = used_bytes >= t->demand_bytes || (double)used_bytes > fallen ? used_bytes : (uint64_t)fallen;
 }
@@ -123,7 +147,7 @@ static void reset_take(struct track *t, const struct vm_balloon *b)
 	t->reset = true;
 	t->stats_void_ns = max_u64(b->stats_ns, t->stats_ns);
 	t->stats_ns = 0;
-	t->used_bytes = t->demand_bytes = t->ahead_bytes = t->cut_bytes = t->judge_from_bytes = 0;
+	t->used_bytes = t->demand_bytes = t->ahead_bytes = t->cut_from_bytes = t->judge_from_bytes = 0;
 	t->objection = VETO_NONE;
 }
 
@@ -143,9 +167,10 @@ static void stats_take(struct track *t, const struct vm_snapshot *vm, const stru
 	t->objection = objection_of(t, vm, l, seconds);
 	/* What is not available is used, the kernel's own tables included; it holds whether the guest takes the balloon off its
 	 * total or not (with deflate-on-oom Linux does not). */
-	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes), seconds);
+	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes), seconds, b->max_bytes);
 	t->stats_ns = b->stats_ns;
 	t->swap_in_bytes = b->swap_in_bytes;
+	t->swap_out_bytes = b->swap_out_bytes;
 	t->major_faults = b->major_faults;
 	t->oom_kills = b->oom_kills;
 }
@@ -202,10 +227,10 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 	}
 	if (grow) {
 		t->grown_ns = now_ns;
-		t->cut_bytes = t->judge_from_bytes = 0;
+		t->cut_from_bytes = t->judge_from_bytes = 0;
 		t->stalled = t->stalled && waits;
 	} else if (shrink) {
-		if (!t->cut_bytes)
+		if (!t->cut_from_bytes)
 			t->cut_from_bytes = actual;
 		if (!t->judge_from_bytes || !t->judge_resident_bytes) {
 			t->judge_from_bytes = actual;
@@ -213,7 +238,4 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 		}
 		t->shrunk_ns = now_ns;
 	}
-	/* A request that is withdrawn gives back what it took of its own. */
-	if (t->cut_bytes || shrink)
-		t->cut_bytes = less_u64(t->cut_from_bytes, target_bytes);
 }

@@ -10,6 +10,7 @@
 #include "cli/admit.h"
 #include "cli/audit.h"
 #include "cli/connection.h"
+#include "cli/doctor.h"
 #include "cli/flags.h"
 #include "cli/run.h"
 #include "cli/show.h"
@@ -37,6 +38,8 @@ static const struct command commands[] = {
 	  "does any VM map a frame that it must not? 0 no, 1 yes, 2 error" },
 	{ "balloon status", "balloon-status", NULL, false, show_balloon_status, NULL,
 	  "the host's state, and what each VM is given and why" },
+	{ "doctor", "doctor", NULL, true, NULL, doctor_command,
+	  "what VMs lack for their balloons, and how to have it: 0 nothing, 1 something, 2 error" },
 	{ "admit", "admit", "size", false, NULL, admit_command,
 	  "SIZE: may a VM of that size start (--node N)? 0 yes, 1 no, 2 error" },
 	{ "unmerge", "unmerge", "vm", false, NULL, unmerge_command, "VM: give it its own memory back, and merge it no more (--undo)" },

@@ -147,6 +147,8 @@ static json_t *decided_json(const struct record_decided *d)
 
 		if (vm->target_bytes)
 			json_object_set_new(object, "target_bytes", number_json(vm->target_bytes));
+		if (vm->not_done)
+			json_object_set_new(object, "not_done", json_true());
 		text_add(object, "block", vm->block);
 		text_add(object, "veto", vm->veto);
 		text_add(object, "why", vm->why);
@@ -302,7 +304,8 @@ static int decided_read(const json_t *object, size_t vm_count, struct record_dec
 	for (size_t i = 0; i < vm_count; i++) {
 		const json_t *vm = json_array_get(array, i), *target = json_object_get(vm, "target_bytes");
 
-		vms[i] = (struct record_vm){ (uint64_t)json_integer_value(target), text_or_empty(vm, "block"),
+		vms[i] = (struct record_vm){ (uint64_t)json_integer_value(target),
+					     json_is_true(json_object_get(vm, "not_done")), text_or_empty(vm, "block"),
 					     text_or_empty(vm, "veto"), text_or_empty(vm, "why") };
 		if (!json_is_object(vm) || (target && !json_is_integer(target)) || !vms[i].block || !vms[i].veto ||
 		    !vms[i].why)

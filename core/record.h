@@ -21,6 +21,7 @@
 /* What was decided for one VM of the snapshot, in its order. */
 struct record_vm {
 	uint64_t target_bytes; /* 0: none */
+	bool not_done;	       /* the target was not carried out: dry run, or the VMM was not reached */
 	const char *block, *veto, *why; /* names; empty: none */
 };
 

@@ -126,6 +126,12 @@ static void run_balloon_status(struct daemon *d, struct control_client *client, 
 	control_reply(client, render_balloon_status(d));
 }
 
+static void run_doctor(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	control_reply(client, render_doctor(d));
+}
+
 static void run_admit(struct daemon *d, struct control_client *client, const json_t *arguments)
 {
 	const json_t *bytes = json_object_get(arguments, "bytes"), *node = json_object_get(arguments, "node");
@@ -157,7 +163,8 @@ static const struct {
 	{ "vms", run_vms },		    { "status", run_status },	{ "merge-status", run_merge_status },
 	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
 	{ "reload", run_reload },   { "unmerge", run_unmerge },
-	{ "balloon-status", run_balloon_status }, { "admit", run_admit }, { "ept", run_ept }, { "audit", run_audit },
+	{ "balloon-status", run_balloon_status }, { "admit", run_admit },
+	{ "doctor", run_doctor }, { "ept", run_ept }, { "audit", run_audit },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)

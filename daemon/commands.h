@@ -19,6 +19,7 @@ json_t *render_merge_status(struct daemon *d);
 json_t *render_explain(struct daemon *d, const struct vm *vm);
 json_t *render_unmerge(struct daemon *d, const struct vm_snapshot *vm);
 json_t *render_balloon_status(struct daemon *d);
+json_t *render_doctor(struct daemon *d);
 json_t *render_admit(const struct admit_answer *answer);
 /* Of the last tick; NULL: the VM was not known then. */
 const struct vm_snapshot *render_snapshot_of(const struct daemon *d, const struct vm *vm);

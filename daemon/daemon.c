@@ -16,6 +16,7 @@
 #include "daemon/estimate.h"
 #include "daemon/job.h"
 #include "daemon/modules.h"
+#include "daemon/recorder.h"
 #include "ept/slots.h"
 
 /* A oneshot daemon answers once its VMs are known, and at the latest after this time. */
@@ -135,6 +136,8 @@ static void tick(struct daemon *d)
 	if (ksmd_agents_fd(d->ksmd) >= 0 && ksmd_agents_dispatch(d->ksmd))
 		d->discovered_ns = 0;
 	modules_tick(d);
+	if (d->recorder)
+		recorder_tick(d->recorder, &d->snapshot, balloon_plan_of(d->balloon, d->snapshot.taken_ns));
 	d->ticks++;
 	work_watch(d);
 }
@@ -251,6 +254,8 @@ int daemon_reload(struct daemon *d, struct config_error *ret_error)
 	log_set_level((enum log_level)d->config.log_level);
 	vmm_registry_reconfigure(d->registry);
 	reservations_check(d);
+	if (d->recorder)
+		recorder_settings(d->recorder, &d->config);
 	log_info("reload: done%s%s", *skipped ? "; these changes need a restart: " : "", skipped);
 	return 0;
 }
@@ -318,6 +323,8 @@ static int parts_make(struct daemon *d)
 	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
 	if (r == 0 && !oneshot)
 		r = control_listen(d, &d->control);
+	if (r == 0 && !oneshot && d->options.record_file)
+		r = recorder_new(d->options.record_file, RECORD_FILE_MAX_BYTES, &d->config, &d->recorder);
 	if (r == 0)
 		r = ksmd_new(&d->fs, &d->config, &d->ksmd);
 	if (r == 0 && !oneshot && ksmd_listen(d->ksmd) == 0)
@@ -387,6 +394,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->estimates = estimates_free(d->estimates);
 	jobs_end(d);
 	d->balloon = balloon_free(d->balloon);
+	d->recorder = recorder_free(d->recorder);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)
 			vm->ept = ept_view_free(vm->ept);

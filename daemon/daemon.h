@@ -15,6 +15,7 @@
 struct control;
 struct estimates;
 struct job;
+struct recorder;
 
 struct daemon_options {
 	const char *config_file; /* NULL: none */
@@ -22,6 +23,7 @@ struct daemon_options {
 	bool verbose;		 /* log at level debug, whatever the configuration says */
 	const char *policy_dir;	 /* NULL: none */
 	bool dry_run;
+	const char *record_file; /* NULL: nothing is recorded */
 	int oneshot_fd; /* >= 0: look only, serve this one connection and end with it */
 };
 
@@ -36,6 +38,7 @@ struct daemon {
 	struct control *control;
 	struct estimates *estimates;
 	struct job *jobs;
+	struct recorder *recorder; /* NULL: nothing is recorded */
 
 	sd_event_source *tick_timer, *pass_ready, *round_ready, *agents_ready;
 	struct host_snapshot snapshot; /* of the last tick */

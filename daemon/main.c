@@ -23,6 +23,7 @@ static const char usage[] =
 	"  -c, --config FILE      configuration instead of " CONFIG_FILE "\n"
 	"  -p, --policy-dir DIR   further *.conf files instead of " POLICY_DIR "\n"
 	"  -n, --dry-run          decide and log, but change nothing on the host\n"
+	"      --record FILE      append what is seen and decided in each tick to FILE, for replay-policy\n"
 	"  -t, --check            check the configuration and end\n"
 	"  -v, --verbose          log at level debug\n"
 	"      --help-config[=text|conf|man]\n"
@@ -34,7 +35,7 @@ static const char usage[] =
 	"SIGHUP loads the configuration anew; SIGTERM restores what was changed and ends.\n"
 	"memvirtctl(1) talks to the running daemon.\n";
 
-enum { OPT_HELP_CONFIG = 256, OPT_ONESHOT };
+enum { OPT_HELP_CONFIG = 256, OPT_ONESHOT, OPT_RECORD };
 
 static const struct option long_options[] = {
 	{ "config", required_argument, NULL, 'c' },
@@ -44,6 +45,7 @@ static const struct option long_options[] = {
 	{ "verbose", no_argument, NULL, 'v' },
 	{ "help-config", optional_argument, NULL, OPT_HELP_CONFIG },
 	{ "oneshot-fd", required_argument, NULL, OPT_ONESHOT },
+	{ "record", required_argument, NULL, OPT_RECORD },
 	{ "help", no_argument, NULL, 'h' },
 	{ "version", no_argument, NULL, 'V' },
 	{ NULL, 0, NULL, 0 },
@@ -102,6 +104,9 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 			break;
 		case 'v':
 			a->daemon.verbose = true;
+			break;
+		case OPT_RECORD:
+			a->daemon.record_file = optarg;
 			break;
 		case OPT_HELP_CONFIG:
 			return help_config(optarg);

@@ -22,13 +22,13 @@ static json_t *render_host(struct daemon *d)
 	l = st.ladder;
 	if (!l)
 		return json_object(); /* before the first tick */
-	return json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:b}", "state",
+	return json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:b}", "state",
 			 host_state_name(l->state), "state_why", l->why, "total_mib", (double)s->mem_total_bytes / MIB,
 			 "available_mib", (double)s->mem_available_bytes / MIB, "free_mib", (double)l->free_bytes / MIB,
 			 "min_free_mib", (double)l->min_free_bytes / MIB, "debt_mib", (double)s->cow_debt_bytes / MIB,
 			 "promised_mib", (double)st.promised_bytes / MIB, "idle_mib", (double)st.idle_bytes / MIB,
-			 "budget_mib", (double)st.budget_bytes / MIB, "stalled_some_percent", l->some_permille / 10.0,
-			 "stalled_full_percent", l->full_permille / 10.0, "taken_mib", (double)st.taken_bytes / MIB,
+			 "budget_mib", (double)st.budget_bytes / MIB, "missing_mib", (double)st.missing_bytes / MIB,
+			 "stalled_some_percent", l->some_permille / 10.0, "stalled_full_percent", l->full_permille / 10.0, "taken_mib", (double)st.taken_bytes / MIB,
 			 "given_mib", (double)st.given_bytes / MIB, "vetoes", (json_int_t)st.vetoes, "admits",
 			 ladder_rows[l->state].admit);
 }

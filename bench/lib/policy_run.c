@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/clock.h"
+#include "balloon/balloon.h"
 #include "core/text.h"
 
 /* A record may be anybody's: sums of what it tells must not overflow. */
@@ -38,19 +38,6 @@ static void name_copy(char *dst, size_t cap, const char *name)
 }
 
 /* ---- life ---- */
-
-static struct balloon_limits limits_of(const struct config *c)
-{
-	return (struct balloon_limits){
-		.min_free_bytes = c->host_min_free_bytes,
-		.idle_tax_percent = (unsigned int)c->balloon_idle_tax_percent,
-		.max_percent = (unsigned int)c->balloon_max_percent,
-		.step_percent = (unsigned int)c->balloon_step_percent,
-		.keep_percent = (unsigned int)c->balloon_keep_percent,
-		.hold_ns = c->balloon_hold_ms * NSEC_PER_MSEC,
-		.stall_ns = c->balloon_stall_ms * NSEC_PER_MSEC,
-	};
-}
 
 static struct policy_run *run_add(struct policy_replay *r, const char *name, enum policy_run_kind kind,
 				  struct config *config)
@@ -121,9 +108,8 @@ static int settings_take(struct policy_replay *r, const char *text, char *why, s
 		return result;
 	config_free(&run->config);
 	run->config = config;
-	r->carried_out = config.balloon_control;
 	if (run->policy) {
-		struct balloon_limits limits = limits_of(&run->config);
+		struct balloon_limits limits = balloon_limits_of(&run->config);
 
 		balloon_policy_set_limits(run->policy, &limits);
 	}
@@ -136,7 +122,7 @@ static int header_take(struct policy_replay *r, const struct record_line *line, 
 	int result = settings_take(r, line->settings, why, cap);
 
 	for (size_t i = 1; i < r->run_count && result == 0; i++) {
-		struct balloon_limits limits = limits_of(&r->runs[i].config);
+		struct balloon_limits limits = balloon_limits_of(&r->runs[i].config);
 
 		r->runs[i].policy = balloon_policy_free(r->runs[i].policy);
 		result = balloon_policy_new(&limits, &r->runs[i].policy);
@@ -264,7 +250,7 @@ static void estimate(const struct policy_replay *r, const struct policy_run *run
 		if (run->kind != RUN_FILE)
 			continue;
 		config_for_vm(&run->config, vm->name, &settings);
-		vm->balloon_allowed = settings.balloon;
+		vm->balloon_allowed = settings.balloon && run->config.balloon_control;
 		vm->reservation_bytes = settings.reservation_bytes;
 		vm->limit_bytes = settings.limit_bytes;
 		vm->shares = settings.shares;
@@ -317,6 +303,7 @@ static int recorded_take(struct policy_run *run, const struct record_line *line,
 			return -EBADMSG;
 		}
 		run->plan[i] = (struct balloon_vm_plan){ .target_bytes = vm->target_bytes,
+							 .not_done = vm->not_done,
 							 .block = (enum balloon_block)block,
 							 .veto = (enum balloon_veto)veto };
 	}
@@ -339,6 +326,10 @@ static int run_decide(const struct policy_replay *r, struct policy_run *run, con
 	if (result < 0)
 		return result;
 	run->state = plan.ladder->state;
+	/* What could not be done then cannot now. Policy files are tried as if all could. */
+	for (size_t i = 0; i < s.vm_count && run->kind == RUN_SETTINGS; i++)
+		if (r->runs[0].plan[i].not_done)
+			balloon_policy_not_done(run->policy, i);
 	if (s.vm_count > 0)
 		memcpy(run->plan, plan.vms, s.vm_count * sizeof(*run->plan));
 	return 0;
@@ -347,8 +338,6 @@ static int run_decide(const struct policy_replay *r, struct policy_run *run, con
 /* Counts what the run has decided; its targets hold from the next tick on. */
 static void run_count(const struct policy_replay *r, struct policy_run *run, const struct host_snapshot *s)
 {
-	bool carried_out = run->kind == RUN_FILE ? run->config.balloon_control : r->carried_out;
-
 	run->state_ticks[run->state]++;
 	for (size_t i = 0; i < s->vm_count; i++) {
 		struct run_vm *vm = &run->vms[r->index[i]];
@@ -357,15 +346,16 @@ static void run_count(const struct policy_replay *r, struct policy_run *run, con
 		if (target) {
 			run->targets++;
 			vm->targets++;
-			run->taken_bytes += less(vm->wanted_bytes, target);
-			run->given_bytes += less(target, vm->wanted_bytes);
 		}
 		if (run->plan[i].veto != VETO_NONE) {
 			run->vetoes++;
 			vm->vetoes++;
 		}
-		if (target && carried_out)
+		if (target && !run->plan[i].not_done) {
+			run->taken_bytes += less(vm->wanted_bytes, target);
+			run->given_bytes += less(target, vm->wanted_bytes);
 			vm->wanted_bytes = target;
+		}
 		if (!vm->wanted_bytes)
 			continue;
 		vm->least_bytes = least(vm->least_bytes, vm->wanted_bytes);
@@ -397,7 +387,9 @@ static void difference_look(const struct policy_replay *r, struct policy_run *ru
 	for (size_t i = 0; i < s->vm_count && !run->differs_line; i++) {
 		const struct balloon_vm_plan *mine = &run->plan[i], *then = &recorded->plan[i];
 
-		if (mine->target_bytes == then->target_bytes && mine->block == then->block && mine->veto == then->veto)
+		/* Of another policy only what it does counts. */
+		if (mine->target_bytes == then->target_bytes &&
+		    (run->kind == RUN_FILE || (mine->block == then->block && mine->veto == then->veto)))
 			continue;
 		run->differs_line = number;
 		snprintf(run->differs, sizeof(run->differs),

@@ -67,7 +67,6 @@ struct policy_replay {
 	size_t *index;	   /* vms[] of each VM of the snapshot */
 	size_t index_cap;
 	size_t tick_vms; /* in it */
-	bool carried_out; /* as recorded: its targets were carried out */
 };
 
 int policy_replay_new(struct policy_replay **ret_replay); /* 0 or -ENOMEM */

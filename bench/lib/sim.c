@@ -66,7 +66,7 @@ static int run_new(struct run *r, enum sim_trace trace)
 	for (size_t i = 0; i < r->count; i++) {
 		sim_load_init(&r->loads[i], trace, o->seed, i, r->count);
 		r->guests[i].size = r->guests[i].actual = r->guests[i].target = r->loads[i].size_mib;
-		r->guests[i].swap_size = r->loads[i].swap_mib;
+		r->guests[i].swap_size = r->loads[i].swaps ? o->guest_swap * r->loads[i].size_mib : 0;
 	}
 	r->host = (struct sim_host){ .total = o->host_mib, .swap_total = o->host_swap_mib, .guests = r->guests,
 				     .count = r->count, .merger = r->policy->merger,
@@ -92,7 +92,7 @@ static void view(struct run *r, int tick, struct sim_view *v)
 			continue;
 		r->views[n++] = (struct sim_vm_view){
 			.number = i, .restarts = g->restarts, .size = g->size, .floor = g->size * r->options->floor,
-			.actual = g->actual, .free = sim_guest_free(g), .available = sim_guest_available(g),
+			.actual = g->actual, .shares = 1000, .free = sim_guest_free(g), .available = sim_guest_available(g),
 			.cache = g->hot + g->cold, .swap_in = g->swap_in_mib, .swap_out = g->swap_out_mib,
 			.major_faults = (uint64_t)g->major_faults, .ooms = g->ooms,
 			.rss = g->touched - g->merged - g->host_active_out - g->host_idle_out };

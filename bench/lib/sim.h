@@ -12,14 +12,16 @@
 struct sim_options {
 	double host_mib, host_swap_mib;
 	double floor;	    /* share of its size that is never taken from a VM, by any policy */
+	double guest_swap;  /* share of its size that a guest has for swap, unless it is a sandbox, which has none */
 	double stall_limit; /* share of the guests' time that they may stand still */
 	uint64_t seed;
 	int ticks_max; /* cut traces short; 0: no */
 };
 
-#define SIM_OPTIONS_DEFAULT                                                                                 \
-	((struct sim_options){ .host_mib = 512 * 1024, .host_swap_mib = 8192, .floor = 0.35, .stall_limit = 0.01, \
-			       .seed = 1 })
+/* A quarter for swap is what installers propose for VMs of this size. */
+#define SIM_OPTIONS_DEFAULT                                                                                     \
+	((struct sim_options){ .host_mib = 512 * 1024, .host_swap_mib = 8192, .floor = 0.35, .guest_swap = 0.25, \
+			       .stall_limit = 0.01, .seed = 1 })
 
 struct sim_result {
 	size_t vms;
@@ -36,7 +38,7 @@ struct sim_result {
 	int react_ticks_max;
 	uint64_t floor_violations;  /* targets below what must not be taken */
 	uint64_t absurd_targets;    /* ... that are above the VM's size, or no number */
-	bool stopped; /* before the end: the limits were exceeded */
+	bool stopped;		   /* before the end: the limits were exceeded */
 };
 
 /* stop_early: as soon as it is clear that the limits will be exceeded. 0 or -ENOMEM. */

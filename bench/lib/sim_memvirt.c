@@ -1,6 +1,7 @@
 /* The daemon's own policy, from balloon/, with the daemon's default configuration: gives it pictures of the simulated
  * host, and takes targets from its plans. */
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "balloon/policy.h"
@@ -107,7 +108,7 @@ static void snapshot_vm(const struct sim_vm_view *v, const struct known *k, int 
 	*vm = (struct vm_snapshot){
 		.name = "simulated", .uuid = "", .domain = "=", .pid = (pid_t)v->number + 1,
 		.pidfd = -1, .start_ticks = 1, .merge_allowed = true, .mem_merge = true, .running = true,
-		.balloon_allowed = true, .reservation_bytes = bytes(v->floor), .shares = 1000,
+		.balloon_allowed = true, .reservation_bytes = bytes(v->floor), .shares = (uint64_t)v->shares,
 		.rss_anon_bytes = bytes(v->rss), .ram_resident_bytes = bytes(k->resident),
 		.ram_resident_ns = tick_ns(k->resident_tick),
 		.balloon = {
@@ -148,6 +149,24 @@ static void look(struct memvirt *m, const struct sim_view *v)
 		m->resident_next = 0;
 }
 
+/* Memory is shared out once: the entitlements fit the budget, or else what all have and are never left without. */
+static bool plan_is_sound(const struct memvirt *m, const struct sim_view *v, const struct balloon_plan *plan)
+{
+	uint64_t entitled = 0, had = 0;
+
+	for (size_t i = 0; plan->budget_bytes > 0 && i < plan->vm_count; i++) {
+		const struct vm_snapshot *vm = &m->vms[i];
+
+		if (plan->vms[i].block != BLOCK_NONE)
+			continue;
+		entitled += plan->vms[i].entitled_bytes;
+		had += bytes(fmax(v->vms[i].floor, v->vms[i].actual));
+		if (plan->vms[i].entitled_bytes > vm->balloon.max_bytes)
+			return false;
+	}
+	return entitled <= plan->budget_bytes || entitled <= had + plan->vm_count;
+}
+
 int sim_memvirt_decide(void *state, const struct sim_view *v, double *targets)
 {
 	struct memvirt *m = state;
@@ -165,6 +184,8 @@ int sim_memvirt_decide(void *state, const struct sim_view *v, double *targets)
 	if (r < 0)
 		return r;
 	m->state = plan.ladder->state;
+	if (!plan_is_sound(m, v, &plan))
+		return -EPROTO;
 	for (size_t i = 0; i < v->vm_count; i++)
 		targets[i] = (double)plan.vms[i].target_bytes / MIB;
 	return 0;

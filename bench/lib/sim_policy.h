@@ -11,7 +11,7 @@
 struct sim_vm_view {
 	size_t number; /* of the VM, for good */
 	uint64_t restarts;
-	double size, floor, actual;
+	double size, floor, actual, shares;
 	double free, available, cache; /* the guest's word */
 	double swap_in, swap_out;
 	uint64_t major_faults, ooms;
@@ -39,7 +39,8 @@ struct sim_policy {
 	/* NULL: no balloon is moved. */
 	int (*start)(size_t vms, void **ret_state); /* vms: numbers are below this. 0 or -ENOMEM */
 	void (*look)(void *state, const struct sim_view *v); /* every "statistics" ticks; NULL: not before a decision */
-	int (*decide)(void *state, const struct sim_view *v, double *targets); /* targets[i]: of v->vms[i]; 0 or -ENOMEM */
+	/* targets[i]: of v->vms[i], 0: as it is. 0, -ENOMEM, -EPROTO: the plan contradicts itself */
+	int (*decide)(void *state, const struct sim_view *v, double *targets);
 	void (*stop)(void *state); /* NULL ok */
 };
 

@@ -148,11 +148,11 @@ static bool pve_round(struct pve *p, int which, double *rest)
 		if (p->done[i] || !pve_takes_part(vm, which))
 			continue;
 		allocated += (p->targets[i] > 0 ? p->targets[i] : vm->actual) - vm->floor;
-		shares++;
+		shares += vm->shares;
 	}
 	for (size_t i = 0; i < p->v->vm_count; i++) {
 		const struct sim_vm_view *vm = &p->v->vms[i];
-		double desired = vm->floor + allocated / shares, before, wanted;
+		double desired = vm->floor + allocated / shares * vm->shares, before, wanted;
 
 		if (p->done[i] || !pve_takes_part(vm, which))
 			continue;

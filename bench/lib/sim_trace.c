@@ -58,7 +58,7 @@ static void boot_init(struct sim_load *l)
 static void sandbox_init(struct sim_load *l)
 {
 	l->size_mib = 2048;
-	l->swap_mib = 0;
+	l->swaps = false;
 	l->kernel = 70;
 	l->active = 30;
 	l->idle = sim_random_in(&l->random, 60, 140);
@@ -80,8 +80,7 @@ void sim_load_init(struct sim_load *l, enum sim_trace trace, uint64_t seed, size
 		l->size_mib = sizes[sim_random(&l->random) % (sizeof(sizes) / sizeof(sizes[0]))];
 		scale = l->size_mib / 4096;
 	}
-	/* A quarter of the memory, as installers of distributions propose for VMs that are not tiny. */
-	l->swap_mib = l->size_mib / 4;
+	l->swaps = true;
 	l->start_tick = -SIM_WARM_TICKS + (int)(number * (SIM_WARM_TICKS * 2 / 3) / count);
 	l->kernel = 100 + 60 * scale;
 	l->active = sim_random_in(&l->random, 200, 500);

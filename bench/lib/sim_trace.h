@@ -2,6 +2,7 @@
 #ifndef BENCH_SIM_TRACE_H
 #define BENCH_SIM_TRACE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,7 +32,8 @@ struct sim_demand {
 struct sim_load {
 	enum sim_trace kind; /* never TRACE_MIXED */
 	uint64_t random;
-	double size_mib, swap_mib;
+	double size_mib;
+	bool swaps; /* has swap of its own */
 	int start_tick; /* relative to the trace's start; in the warm-up: negative */
 	double kernel, active, idle, hot, cold_mib_s; /* at rest */
 	double peak, phase;

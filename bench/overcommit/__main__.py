@@ -35,6 +35,7 @@ def arguments():
                    help="of each policy's run; every guest is hot for its part; default: 120")
     p.add_argument("--policies", metavar="LIST", help="default: unconstrained,static,proxmox,memvirt")
     p.add_argument("--merge", action="store_true", help="add the policy memvirt_merge")
+    p.add_argument("--thp", choices=("on", "off"), default="off", help="huge pages for guest memory; default: off")
     p.add_argument("--quick", action="store_true", help="a third of the time, and without static")
     a = p.parse_args()
     if a.quick:
@@ -59,6 +60,7 @@ class Bench:
         self.image = self.build + "/guest"
         self.guests, self.mem, self.seconds = a.guests, a.mem, a.seconds
         self.warm = 20 if a.quick else 45
+        self.thp = a.thp
         self.budget = a.guests * a.mem // 2
         # A hot guest needs most of its memory, a cool one about a quarter, its kernel included.
         self.hot_mib, self.cool_mib = a.mem // 2, a.mem * 3 // 32

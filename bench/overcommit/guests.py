@@ -73,7 +73,7 @@ class Guest:
         words = (f"shift_index={self.index} shift_count={self.count} phase_s={self.phase_s} run_s={b.seconds} "
                  f"hot_mib={b.hot_mib} cool_mib={b.cool_mib}")
         command = [f"{b.top}/tests/guest/run-guest.sh", "--dir", self.dir, "--name", self.name, "--mem", str(b.mem),
-                   "--workload", "shift", "--seed", str(self.index + 1), "--append", words, "--", *self.disks(),
+                   "--workload", "shift", "--seed", str(self.index + 1), "--append", words, "--thp", b.thp, "--", *self.disks(),
                    "-qmp", f"unix:{self.dir}/bench.sock,server=on,wait=off",
                    "-device", "virtio-serial-pci", "-chardev", f"socket,id=go,path={self.dir}/go.sock,server=on,wait=off",
                    "-device", "virtserialport,chardev=go,name=go"]

@@ -1,6 +1,7 @@
 """One policy's run: guests started, warmed up, their phases watched, figures taken."""
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -42,6 +43,8 @@ class Run:
             "t": time.monotonic() - (self.go_at or math.inf), "at": time.monotonic(), "used": self.used_bytes,
             "ram": ram, "balloon": [g.balloon() for g in self.guests], "state": self.policy.state,
             "swapped": self.cgroup.swapped()})
+        with open(self.dir + "/samples.jsonl", "a", encoding="ascii") as f:  # for whoever asks why
+            f.write(json.dumps(dict(self.samples[-1], usage=usage, cache=cache, kernel=kernel, other=other)) + "\n")
 
     def second(self):
         begin = time.monotonic()

@@ -124,6 +124,30 @@ qmp()
 	echo "$run" | socat -t 2 - "UNIX-CONNECT:$work/$1/qmp2.sock"
 }
 
+# ask_qmp GUEST COMMAND [ARGUMENTS]: what it returns, as JSON; fails when it is refused
+ask_qmp()
+{
+	python3 - "$work/$1/qmp2.sock" "$2" "${3:-{\}}" <<'END'
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect(sys.argv[1])
+f = s.makefile("rw")
+def ask(command, arguments):
+    f.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+    f.flush()
+    while True:
+        answer = json.loads(f.readline())
+        if "return" in answer:
+            return answer["return"]
+        if "error" in answer:
+            sys.exit(f"{command}: {answer['error']['desc']}")
+f.readline()
+ask("qmp_capabilities", {})
+print(json.dumps(ask(sys.argv[2], json.loads(sys.argv[3]))))
+END
+}
+
 # A cgroup of its own for the guests started from now on: $cgroup, as in /proc/PID/cgroup.
 needs_memory_cgroup()
 {
@@ -224,6 +248,31 @@ wait_for()
 		[ "$(date +%s)" -lt "$deadline" ] || die "waited too long for $what"
 		sleep 0.2
 	done
+}
+
+# balloon_is PYTHON-EXPRESSION: of the answer of "balloon status", "host", and "vm", its VMs by name
+balloon_is()
+{
+	ctl --json balloon status >"$work/balloon.json" &&
+		python3 -c 'import json, sys
+j = json.load(open(sys.argv[1]))
+host, vm = j["host"], {v["name"]: v for v in j["vms"]}
+sys.exit(not eval(sys.argv[2]))' "$work/balloon.json" "$1" 2>/dev/null
+}
+
+# balloon_get PYTHON-EXPRESSION: of the same
+balloon_get()
+{
+	ctl --json balloon status | python3 -c 'import json, sys
+j = json.load(sys.stdin)
+host, vm = j["host"], {v["name"]: v for v in j["vms"]}
+print(eval(sys.argv[1]))' "$1"
+}
+
+# What the VMM says that a guest has, in MiB
+actual_mib()
+{
+	ask_qmp "$1" query-balloon | get "j['actual'] >> 20"
 }
 
 # What the guests' memory takes, in KiB, as the kernel charges it: of an anonymous page that n mappings share (KSM), each

@@ -12,6 +12,7 @@ libvirt_stop()
 	local status=$?
 	set +e
 	"${virsh[@]}" destroy "$name" >/dev/null 2>&1
+	rm -f "/var/log/libvirt/qemu/$name.log" # which its end was written to as well
 	[ ! -s "$work/libvirtd.pid" ] || kill "$(cat "$work/libvirtd.pid")"
 	[ ! -s "$work/virtlogd.pid" ] || kill "$(cat "$work/virtlogd.pid")"
 	(exit "$status")
@@ -65,5 +66,4 @@ grep -q '^slot 128 MiB remap$' "$work/agent.out" || die "no slot"
 [ "$(stat -c %u "/proc/$qemu")" = 0 ] || grep -q '^asks$' "$work/agent.out" || die "did not ask"
 [ "$("${virsh[@]}" domstate "$name")" = running ] || die "the domain does not run"
 ! grep memvirt "/var/log/libvirt/qemu/$name.log" | grep -v emulator | grep -q 'memvirt-agent:' || die "complaints"
-rm -f "/var/log/libvirt/qemu/$name.log"
 echo "libvirt's QEMU has the agent"

@@ -5,8 +5,9 @@
  * page cache that grows until nothing is free, because somebody in it reads a disk from end to end.
  *
  * Work is requests: each checks and rewrites whole pages of the working set, reads a few blocks of the disk, checks
- * those, and is counted when it is done; then the guest thinks. What is short of memory swaps or reads again,
- * which takes time away from requests. Nothing read may be wrong: the content of a page is a function of (seed, page,
+ * those, and is counted when it is done. One is due every few milliseconds; those that come due while another takes too
+ * long are lost. So what counts is how long a guest is held up by swapping or by reading again, and hardly how fast the
+ * host's processors are. Nothing read may be wrong: the content of a page is a function of (seed, page,
  * times rewritten), that of the disk one of the offset.
  *
  * It obeys lines from a virtio-serial port ("warm", "go"), so that many guests begin together, and tells on standard
@@ -40,14 +41,14 @@
 #define POPULAR_BYTES	(32 * MIB)		/* of the disk: what most requests want */
 #define POPULAR_IN_16	13			/* so many of 16 reads go there */
 
-/* One kind of request. Under emulation a page takes about 10 us, so a hot guest uses a third of a core and a cool one a
- * twentieth: the host's processors must not be what is short. */
+/* One kind of request. Under emulation a hot one takes 2 ms and a cool one half of that: the host's processors must not be
+ * what is short. */
 struct load {
-	unsigned pages, reads, think_us;
+	unsigned pages, reads, period_us;
 };
 
-static const struct load hot_load = { .pages = 96, .reads = 3, .think_us = 5000 };
-static const struct load cool_load = { .pages = 24, .reads = 2, .think_us = 40000 };
+static const struct load hot_load = { .pages = 96, .reads = 3, .period_us = 8000 };
+static const struct load cool_load = { .pages = 24, .reads = 2, .period_us = 40000 };
 
 struct options {
 	uint64_t seed, shift_index, shift_count, phase_s, run_s, hot_mib, cool_mib, stream_mib_s;
@@ -242,10 +243,22 @@ static struct working_set hot_make(uint64_t phase)
 	return w;
 }
 
+/* Until the next request is due; of those that were due meanwhile only the last is left. */
+static void wait_due(uint64_t *due, const struct load *load)
+{
+	uint64_t now = now_ns();
+
+	*due += load->period_us * UINT64_C(1000);
+	if (*due > now)
+		sleep_ns(*due - now);
+	else
+		*due = now;
+}
+
 static void *worker_main(void *arg)
 {
 	struct working_set cool = set_make(opt.cool_mib, mix(opt.seed * 2)), hot = { 0 };
-	uint64_t state = mix(opt.seed + 7);
+	uint64_t state = mix(opt.seed + 7), due = now_ns();
 
 	(void)arg;
 	printf("guest ready workload=shift seed=%" PRIu64 "\n", opt.seed);
@@ -264,7 +277,7 @@ static void *worker_main(void *arg)
 		request(is_hot ? &hot : &cool, is_hot ? &hot_load : &cool_load, &state);
 		if (counts)
 			*(is_hot ? &work_hot : &work_cool) += 1;
-		sleep_ns((is_hot ? hot_load : cool_load).think_us * UINT64_C(1000));
+		wait_due(&due, is_hot ? &hot_load : &cool_load);
 	}
 	return NULL;
 }

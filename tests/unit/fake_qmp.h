@@ -25,6 +25,7 @@
 
 struct fake_rule {
 	const char *command; /* NULL: any */
+	const char *with;    /* text that the command must have; NULL: any */
 	const char *value;   /* "return" of the answer; NULL: none */
 	const char *raw;     /* sent as it is, behind the answer; NULL: nothing */
 	bool close;	     /* once all is sent */
@@ -44,6 +45,7 @@ struct fake {
 	char *in, *out;
 	size_t in_len, out_len, out_cap, out_sent;
 	unsigned int clients, commands;
+	void (*heard)(const char *line, size_t len); /* each command; NULL: nobody listens */
 };
 
 static inline void fake_must(bool ok, const char *what)
@@ -100,10 +102,14 @@ static inline void fake_command(struct fake *f, const char *line, size_t len)
 
 	fake_must(command != NULL, "not a command");
 	f->commands++;
+	if (f->heard)
+		f->heard(line, len);
 	for (size_t i = 0; i < f->rule_count; i++) {
 		const struct fake_rule *rule = &f->rules[i];
 
 		if (rule->command && strcmp(rule->command, command) != 0)
+			continue;
+		if (rule->with && !memmem(line, len, rule->with, strlen(rule->with)))
 			continue;
 		if (rule->value) {
 			fake_must(asprintf(&text, "{\"return\": %s, \"id\": %lld}\r\n", rule->value, (long long)id) > 0,

@@ -159,7 +159,7 @@ static void test_leaving_a_state_takes_what_is_said(void)
 		struct host_snapshot s = picture(1, leave);
 
 		ladder_look(&l, &s, MIN_FREE);
-		CU_ASSERT_EQUAL(l.state, i);
+		CU_ASSERT_EQUAL(l.state, (enum host_state)i);
 		s = picture(2, leave + 1);
 		ladder_look(&l, &s, MIN_FREE);
 		CU_ASSERT(l.state < (enum host_state)i);
@@ -194,7 +194,7 @@ static void test_a_host_that_tells_nothing_stays_as_it_is(void)
 		struct ladder l = { .state = (enum host_state)i };
 
 		CU_ASSERT_FALSE(ladder_look(&l, &s, 0));
-		CU_ASSERT_EQUAL(l.state, i);
+		CU_ASSERT_EQUAL(l.state, (enum host_state)i);
 	}
 }
 

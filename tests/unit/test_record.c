@@ -20,6 +20,8 @@ static struct vm_snapshot full_vm(void)
 	vm.start_ticks = ++n;
 	vm.merge_allowed = vm.mem_merge = vm.mem_lock = vm.migrating = vm.running = vm.balloon_allowed = true;
 	vm.engine = MERGE_ENGINE_OFF;
+	vm.ram_bytes = ++n;
+	vm.found_ns = ++n;
 	vm.reservation_bytes = ++n;
 	vm.limit_bytes = ++n;
 	vm.shares = ++n;
@@ -29,6 +31,7 @@ static struct vm_snapshot full_vm(void)
 	vm.balloon.max_bytes = ++n;
 	vm.balloon.actual_bytes = ++n;
 	vm.balloon.told_ns = ++n;
+	vm.balloon.resets = ++n;
 	vm.balloon.stats = GUEST_STATS_GOOD;
 	vm.balloon.stats_ns = ++n;
 	vm.balloon.total_bytes = BALLOON_UNTOLD;
@@ -39,7 +42,11 @@ static struct vm_snapshot full_vm(void)
 	vm.balloon.swap_out_bytes = ++n;
 	vm.balloon.major_faults = ++n;
 	vm.balloon.oom_kills = ++n;
-	vm.pressure = (struct pressure){ .known = true, .some_us = ++n, .full_us = ++n };
+	vm.ram_resident_bytes = ++n;
+	vm.ram_resident_ns = ++n;
+	vm.pressure.known = true;
+	vm.pressure.some_us = ++n;
+	vm.pressure.full_us = ++n;
 	vm.ksm_mergeable = true;
 	vm.ksm_merging_pages = ++n;
 	vm.rss_anon_bytes = ++n;
@@ -112,7 +119,8 @@ static void check_vm(const char *what, struct vm_snapshot got, const struct vm_s
 static void test_record_tick_comes_back_the_same(void)
 {
 	struct vm_snapshot vms[] = { full_vm(), empty_vm() };
-	const struct record_vm decided_vms[] = { { 1u << 30, "", "guest swaps in", "give \"back\"" }, { 0, "paused", "", "" } };
+	const struct record_vm decided_vms[] = { { 1u << 30, true, "", "guest swaps in", "give \"back\"" },
+						 { 0, false, "paused", "", "" } };
 	const struct record_decided decided = { "soft", decided_vms, 2 };
 	struct host_snapshot s = full_host();
 	struct record_line line = { 0 };
@@ -134,6 +142,7 @@ static void test_record_tick_comes_back_the_same(void)
 	CU_ASSERT_TRUE(line.has_decided);
 	CU_ASSERT_STRING_EQUAL(line.decided.state, "soft");
 	CU_ASSERT_EQUAL(line.decided.vms[0].target_bytes, 1u << 30);
+	CU_ASSERT_TRUE(line.decided.vms[0].not_done && !line.decided.vms[1].not_done);
 	CU_ASSERT_STRING_EQUAL(line.decided.vms[0].veto, "guest swaps in");
 	CU_ASSERT_STRING_EQUAL(line.decided.vms[0].why, "give \"back\"");
 	CU_ASSERT_STRING_EQUAL(line.decided.vms[1].block, "paused");
