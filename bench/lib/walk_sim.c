@@ -223,16 +223,15 @@ static unsigned one_dimensional_walk(struct walk_sim *s, uint64_t gva, unsigned 
 static int exits_count(struct walk_sim *s, uint64_t gva, uint64_t gpa, unsigned guest_leaf, unsigned host_leaf, bool write)
 {
 	unsigned leaf = guest_leaf < host_leaf ? guest_leaf : host_leaf;
-	int new_guest, new_host, r;
+	int new_guest, r;
 
 	if (s->options.scheme == SIM_NATIVE)
 		return 0;
-	new_host = seen_add(&s->host_pages, key_of(0, gpa, host_leaf));
-	if (new_host < 0)
-		return new_host;
-	s->counts.violations += (unsigned)new_host;
-	if (s->options.scheme == SIM_TWO_DIMENSIONAL)
-		return 0;
+	if (s->options.scheme == SIM_TWO_DIMENSIONAL) {
+		r = seen_add(&s->host_pages, key_of(0, gpa, host_leaf));
+		s->counts.violations += r > 0;
+		return r < 0 ? r : 0;
+	}
 	/* The guest maps the page when it is touched first: it takes a fault and writes an entry. Both come to the
 	 * hypervisor, which fills in the composite with the second. */
 	new_guest = seen_add(&s->guest_pages, key_of(s->space, gva, guest_leaf));
@@ -243,13 +242,9 @@ static int exits_count(struct walk_sim *s, uint64_t gva, uint64_t gpa, unsigned 
 	s->counts.table_writes += (unsigned)new_guest;
 	s->counts.hidden_faults += r && !new_guest;
 	/* Its first write has to set the guest's dirty flag, so until then the composite is read-only. */
-	if (write && !new_guest) {
+	if (write) {
 		r = seen_add(&s->written, key_of(s->space, gva, leaf));
-		if (r < 0)
-			return r;
-		s->counts.hidden_faults += (unsigned)r;
-	} else if (write) {
-		r = seen_add(&s->written, key_of(s->space, gva, leaf));
+		s->counts.hidden_faults += r > 0 && !new_guest;
 	}
 	return r < 0 ? r : 0;
 }

@@ -29,7 +29,7 @@ struct walk_sim_counts {
 	uint64_t accesses, tlb_misses;
 	uint64_t references; /* table entries read from memory */
 	/* Exits: */
-	uint64_t violations;   /* the host had not mapped the page yet */
+	uint64_t violations;   /* two-dimensional: the second stage had not mapped the page yet; a shadow's fill covers that */
 	uint64_t guest_faults; /* of the guest's own, which shadowing has to see */
 	uint64_t table_writes; /* of the guest to its tables, which shadowing has to follow */
 	uint64_t hidden_faults; /* the guest's table has it, the composite not yet */
