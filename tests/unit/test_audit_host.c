@@ -145,6 +145,31 @@ static void test_frames_of_two_vms_are_found(void)
 	munmap(map, BYTES);
 }
 
+/* One huge page of zeroes, where the host has such. */
+static void test_huge_zero_page_is_everybodys(void)
+{
+	const size_t huge = (size_t)2 << 20;
+	struct audit_target targets[2];
+	struct vm_rig rigs[2];
+	struct audit_host h;
+	char *map = mmap(NULL, 2 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *block = (char *)(((uintptr_t)map + huge - 1) & ~(huge - 1));
+
+	unit_must(map != MAP_FAILED, "mmap");
+	madvise(block, huge, MADV_HUGEPAGE);
+	rig_fork(&rigs[0], block, read_all);
+	rig_fork(&rigs[1], block, read_all);
+	host_start(&h, targets, rigs, "y");
+	CU_ASSERT_EQUAL(audit_host_run(&h), 0);
+	CU_ASSERT_EQUAL(h.violation_count, 0);
+	CU_ASSERT_EQUAL(h.counts.pages, 2 * PAGES);
+	CU_ASSERT(h.counts.zero >= PAGES); /* small ones are one frame, so more of them come twice */
+	audit_host_end(&h);
+	rig_stop(&rigs[0]);
+	rig_stop(&rigs[1]);
+	munmap(map, 2 * huge);
+}
+
 /* name: of the memfd; shared: mapped so that writes reach it. */
 static char *file_map(const char *name, bool shared)
 {
@@ -275,6 +300,7 @@ int main(void)
 	CU_TestInfo tests[] = {
 		{ "separate_memory_is_clean", test_separate_memory_is_clean },
 		{ "frames_of_two_vms_are_found", test_frames_of_two_vms_are_found },
+		{ "huge_zero_page_is_everybodys", test_huge_zero_page_is_everybodys },
 		{ "stores_are_for_one_domain", test_stores_are_for_one_domain },
 		{ "a_store_that_can_be_written_is_found", test_a_store_that_can_be_written_is_found },
 		{ "foreign_backing_is_found", test_foreign_backing_is_found },
