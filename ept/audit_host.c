@@ -28,6 +28,7 @@ struct work {
 	struct vma *vmas;
 	size_t vma_count;
 	uint32_t first;
+	uint64_t zero_block; /* where the huge page of zeroes lies, in pages of 2 MiB; 0: not met yet */
 };
 
 static unsigned frame_flags(void *userdata, uint64_t frame)
@@ -59,6 +60,16 @@ static const struct vma *vma_at(const struct work *w, uint64_t hva, size_t *at)
 	return *at < w->vma_count && w->vmas[*at].start <= hva ? &w->vmas[*at] : NULL;
 }
 
+/* The kernel's huge page of zeroes looks like a file's page in pagemap. */
+static bool is_huge_zero(struct work *w, uint64_t frame)
+{
+	uint64_t block = frame / 512;
+
+	if (block != w->zero_block && frame_flags(w, frame) & AUDIT_FRAME_ZERO)
+		w->zero_block = block;
+	return block == w->zero_block;
+}
+
 static int entry_take(struct work *w, const struct mem_region *region, uint64_t hva, uint32_t page, uint64_t entry,
 		      size_t *vma_index)
 {
@@ -72,7 +83,7 @@ static int entry_take(struct work *w, const struct mem_region *region, uint64_t 
 		const struct vma *vma = vma_at(w, hva, vma_index);
 
 		kind = vma && vma->store ? AUDIT_STORE : AUDIT_FILE;
-		if (kind == AUDIT_FILE && region->backing == MEM_ANON) {
+		if (kind == AUDIT_FILE && region->backing == MEM_ANON && !is_huge_zero(w, frame)) {
 			r = audit_add(w->audit, AUDIT_BACKING, page, frame);
 			if (r < 0)
 				return r;
