@@ -259,6 +259,7 @@ $(BUILD)/tests/test_simulate: $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard benc
 
 $(addprefix $(BUILD)/tests/,test_agent test_agent_life test_agent_threads test_ksmd_agents test_preload): $(AGENT_OBJ)
 $(BUILD)/tests/test_policy_run: $(BUILD)/bench/lib/policy_run.o
+$(BUILD)/tests/test_walk_sim: $(patsubst %,$(BUILD)/bench/lib/%.o,guest_made_up guest_space page_runs walk_sim)
 $(BUILD)/tests/test_recorder: $(BUILD)/daemon/recorder.o
 $(BUILD)/tests/test_preload: | $(PRELOAD) $(BUILD)/tests/preload-vmm
 $(patsubst %,$(BUILD)/tests/%,$(EXCHANGE_TESTS)): $(EXCHANGE_HOOKS_OBJ)

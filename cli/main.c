@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cli/admit.h"
+#include "cli/audit.h"
 #include "cli/connection.h"
 #include "cli/doctor.h"
 #include "cli/flags.h"
@@ -34,6 +35,9 @@ static const struct command commands[] = {
 	{ "sharing", "sharing", NULL, true, show_sharing, NULL, "how much each pair of VMs has in common" },
 	{ "merge status", "merge-status", NULL, false, show_merge_status, NULL, "what was merged, and why (not) more" },
 	{ "explain", "explain", "vm", true, show_explain, NULL, "VM: how it is merged, or every reason why not" },
+	{ "ept", "ept", "vm", true, show_ept, NULL, "VM: its memory as the second stage maps it: page sizes, costs of walks" },
+	{ "audit", "audit", NULL, true, NULL, audit_command,
+	  "does any VM map a frame that it must not? 0 no, 1 yes, 2 error" },
 	{ "balloon status", "balloon-status", NULL, false, show_balloon_status, NULL,
 	  "the host's state, and what each VM is given and why" },
 	{ "doctor", "doctor", NULL, true, NULL, doctor_command,

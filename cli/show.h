@@ -10,6 +10,7 @@ void show_sharing(const json_t *answer);
 void show_status(const json_t *answer);
 void show_merge_status(const json_t *answer);
 void show_balloon_status(const json_t *answer);
+void show_ept(const json_t *answer);
 void show_explain(const json_t *answer);
 void show_reload(const json_t *answer);
 

@@ -5,9 +5,12 @@
 
 #include "core/cleanup.h"
 #include "core/log.h"
+#include "daemon/audit.h"
+#include "daemon/census.h"
 #include "daemon/control.h"
 #include "daemon/daemon.h"
 #include "daemon/estimate.h"
+#include "daemon/job.h"
 #include "daemon/translate.h"
 
 typedef void (*command_fn)(struct daemon *d, struct control_client *client, const json_t *arguments);
@@ -84,6 +87,20 @@ static void run_translate(struct daemon *d, struct control_client *client, const
 		translate_search_request(d, client, arguments);
 }
 
+static void run_ept(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	const struct vm *vm = vm_named(d, client, arguments);
+
+	if (vm)
+		census_request(d, client, vm);
+}
+
+static void run_audit(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	(void)arguments;
+	audit_request(d, client);
+}
+
 static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
 {
 	struct vm *vm = vm_named(d, client, arguments);
@@ -158,7 +175,7 @@ static const struct {
 	{ "estimate", run_estimate }, { "sharing", run_sharing }, { "explain", run_explain },
 	{ "reload", run_reload },   { "unmerge", run_unmerge },
 	{ "balloon-status", run_balloon_status }, { "admit", run_admit },
-	{ "doctor", run_doctor },
+	{ "doctor", run_doctor }, { "ept", run_ept }, { "audit", run_audit },
 	{ "translate", run_translate },
 };
 
@@ -177,4 +194,5 @@ void command_abandon(struct daemon *d, struct control_client *client)
 {
 	estimate_abandon(d, client);
 	translate_abandon(d, client);
+	job_abandon(d, client);
 }

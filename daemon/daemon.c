@@ -14,6 +14,7 @@
 #include "core/log.h"
 #include "daemon/control.h"
 #include "daemon/estimate.h"
+#include "daemon/job.h"
 #include "daemon/modules.h"
 #include "daemon/recorder.h"
 #include "daemon/translate.h"
@@ -403,6 +404,7 @@ struct daemon *daemon_free(struct daemon *d)
 	ksmd_free(d->ksmd); /* puts KSM's settings back before anything that may take time */
 	d->control = control_free(d->control); /* now that nothing is at work any more, there may be another daemon */
 	d->estimates = estimates_free(d->estimates);
+	jobs_end(d);
 	d->balloon = balloon_free(d->balloon);
 	d->recorder = recorder_free(d->recorder);
 	d->translations = translations_free(d->translations);

@@ -14,6 +14,7 @@
 
 struct control;
 struct estimates;
+struct job;
 struct recorder;
 struct translations;
 
@@ -37,6 +38,7 @@ struct daemon {
 	struct balloon *balloon;
 	struct control *control;
 	struct estimates *estimates;
+	struct job *jobs;
 	struct recorder *recorder; /* NULL: nothing is recorded */
 	struct translations *translations;
 
