@@ -40,15 +40,11 @@ static void show(const json_t *answer)
 	size_t i;
 
 	show_violations(answer);
-	if (number(answer, "store_frames_broken") > 0)
-		printf("%.0f frames of stores do not hold what they were filled with; the daemon's log names them\n",
-		       number(answer, "store_frames_broken"));
 	printf("%s: %.0f VMs, %.1f MiB mapped to %.1f MiB of frames; rightly shared %.1f MiB of stores, %.1f of KSM, %.1f zero\n",
 	       json_is_true(json_object_get(answer, "clean")) ? "clean" : "VIOLATED", number(answer, "vms"),
 	       number(answer, "pages") / 256, number(answer, "frames") / 256, number(answer, "shared_store") / 256,
 	       number(answer, "shared_ksm") / 256, number(answer, "shared_zero") / 256);
-	printf("in %.3f s, %.1f GiB/s; in the background %.0f times a frame of a store was compared with its hash\n", seconds,
-	       seconds > 0 ? gib / seconds : 0, number(answer, "store_frames_checked"));
+	printf("in %.3f s, %.1f GiB/s\n", seconds, seconds > 0 ? gib / seconds : 0);
 	if (number(answer, "not_checked") > 0)
 		printf("%.0f findings beyond those were not looked at again\n", number(answer, "not_checked"));
 	json_array_foreach(unknown, i, name)

@@ -13,7 +13,6 @@
 #include "ept/target.h"
 
 struct audit_job {
-	const struct daemon *d;
 	struct audit_host host;
 	struct audit_target *targets; /* with targets and domains owned */
 	size_t target_count;
@@ -67,15 +66,13 @@ static void audit_job_free(void *work)
 static json_t *audit_answer(void *work, char *why, size_t cap)
 {
 	struct audit_job *a = work;
-	struct audit_answer answer = { &a->host, (const char *const *)a->unknown, a->unknown_count, a->took_ns, 0, 0 };
 
 	if (a->result < 0) {
 		snprintf(why, cap, "%s", a->result == -EPERM ? "the kernel does not show frame numbers to this daemon: it lacks "
 							       "CAP_SYS_ADMIN" : strerror(-a->result));
 		return NULL;
 	}
-	ksmd_frames_checked(a->d->ksmd, &answer.frames_checked, &answer.frames_broken);
-	return render_audit(&answer);
+	return render_audit(&(struct audit_answer){ &a->host, (const char *const *)a->unknown, a->unknown_count, a->took_ns });
 }
 
 static const struct job_ops audit_ops = {
@@ -126,7 +123,6 @@ void audit_request(struct daemon *d, struct control_client *client)
 	for (const struct vm *vm = vmm_registry_first(d->registry); vm && r == 0; vm = vm->next)
 		r = target_add(a, vm);
 	if (r == 0) {
-		a->d = d;
 		a->host.fs = &d->fs;
 		a->host.targets = a->targets;
 		a->host.target_count = a->target_count;

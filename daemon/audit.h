@@ -15,7 +15,6 @@ struct audit_answer {
 	const char *const *unknown; /* names of VMs that were not looked at */
 	size_t unknown_count;
 	uint64_t took_ns;
-	uint64_t frames_checked, frames_broken; /* of stores, in the background */
 };
 
 /* Answers client. */

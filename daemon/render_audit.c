@@ -44,9 +44,8 @@ json_t *render_audit(const struct audit_answer *a)
 		json_array_append_new(violations, render_violation(h, &h->violations[i]));
 	for (size_t i = 0; i < a->unknown_count; i++)
 		json_array_append_new(unknown, json_string(a->unknown[i]));
-	return json_pack("{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:f, s:I}", "clean",
-			 h->violation_count == 0 && a->frames_broken == 0, "store_frames_checked",
-			 (json_int_t)a->frames_checked, "store_frames_broken", (json_int_t)a->frames_broken, "vms", (json_int_t)h->target_count, "pages", (json_int_t)c->pages, "frames",
+	return json_pack("{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:f, s:I}", "clean",
+			 h->violation_count == 0, "vms", (json_int_t)h->target_count, "pages", (json_int_t)c->pages, "frames",
 			 (json_int_t)c->frames, "shared_zero", (json_int_t)c->zero, "shared_ksm", (json_int_t)c->ksm,
 			 "shared_store", (json_int_t)c->store, "shared_within", (json_int_t)c->within, "violation_count",
 			 (json_int_t)h->violation_count, "not_checked", (json_int_t)c->more, "vanished",

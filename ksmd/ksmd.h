@@ -38,10 +38,6 @@ bool ksmd_agents_dispatch(struct ksmd *k);
 int ksmd_pass_fd(const struct ksmd *k);
 int ksmd_round_fd(const struct ksmd *k); /* or marking for the kernel's scanner, or giving memory back */
 
-/* Frames of all stores whose bytes were compared with their hashes in the background, and those that differed,
- * of each domain at most REMAP_BROKEN_KEPT. */
-void ksmd_frames_checked(const struct ksmd *k, uint64_t *ret_checked, uint64_t *ret_broken);
-
 /* What the module is doing, for people and tests. Pointers are borrowed until the next tick. */
 struct ksmd_status {
 	bool ksm_present;

@@ -36,7 +36,6 @@ struct domain {
 	uint64_t residual_pages, residual_ns; /* what the last round could not get, and when that was */
 	uint64_t sweep_ns;   /* when frames are to be looked after; 0: not */
 	uint64_t look_ns;    /* when its VMs are to be looked at; 0: not */
-	struct remap_frames_check check; /* of its frames, so far */
 };
 
 /* What the module remembers of one VM from tick to tick. */

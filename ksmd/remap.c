@@ -394,34 +394,6 @@ int remap_look(struct remap *r)
 	return frame_users_look_clients(r->users);
 }
 
-static void broken_note(struct remap_frames_check *c, uint32_t frame)
-{
-	for (uint32_t i = 0; i < c->broken_count; i++)
-		if (c->broken[i] == frame)
-			return;
-	if (c->broken_count < REMAP_BROKEN_KEPT)
-		c->broken[c->broken_count++] = frame;
-}
-
-void remap_check_frames(struct remap *r, uint64_t seed, uint32_t n, struct remap_frames_check *total)
-{
-	uint32_t high = store_frames_high(r->store);
-
-	if (r->unindexed)
-		return;
-	if (n > high)
-		n = high;
-	for (; n > 0; n--, r->check_next++) {
-		if (r->check_next >= high)
-			r->check_next = 0;
-		if (!store_is_published(r->store, r->check_next, 1))
-			continue;
-		total->checked++;
-		if (!frame_index_is(r->index, r->check_next, page_hash(store_frame(r->store, r->check_next), seed)))
-			broken_note(total, r->check_next);
-	}
-}
-
 void remap_vm_changed(struct remap *r, pid_t pid)
 {
 	struct frame_user *user = frame_users_find(r->users, pid);

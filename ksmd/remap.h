@@ -79,15 +79,6 @@ int remap_round(struct remap *r, const struct remap_vm *vms, size_t count, const
 int remap_sweep(struct remap *r, uint32_t *ret_freed, bool *ret_more);
 /* Looks at the clients' mappings alone, for their figures. 0 or -errno. */
 int remap_look(struct remap *r);
-/* Of a domain's frames, since the daemon has its store. */
-#define REMAP_BROKEN_KEPT 16
-struct remap_frames_check {
-	uint64_t checked; /* frames whose bytes were compared with their hash, again and again */
-	uint32_t broken[REMAP_BROKEN_KEPT], broken_count; /* that held others; each once, the first ones */
-};
-/* Goes on with the next n frames, and begins anew at the end. seed: of the domain. Frames of an earlier daemon have no
- * hash until the first round. */
-void remap_check_frames(struct remap *r, uint64_t seed, uint32_t n, struct remap_frames_check *total);
 /* The pages of this VM's process are to be looked at in the next sweep. */
 void remap_vm_changed(struct remap *r, pid_t pid);
 /* Of the last look, sweep or round; false: this process is no client. */

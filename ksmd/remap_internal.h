@@ -16,7 +16,6 @@ struct remap {
 	uint64_t *used_before; /* frames in use at the last sweep, or named in a command since */
 	bool swept;	       /* used_before is of use */
 	bool unindexed;	       /* adopted, and its frames are not in the index yet */
-	uint32_t check_next;   /* frame that remap_check_frames() goes on with */
 };
 
 /* A window on its way: what its answer needs. */

@@ -10,12 +10,8 @@
 #include "core/clock.h"
 #include "ksmd/pass.h"
 
-/* 64 MiB a look: all frames of a host of 1 TiB that is half merged in a day and a half; some 10 ms each time. */
-#define CHECK_FRAMES 16384u
-
 struct round {
 	struct remap *remap;
-	uint64_t seed;
 	struct remap_vm *vms; /* tables referenced */
 	size_t count;
 	struct remap_limits limits;
@@ -34,10 +30,8 @@ static void *round_main(void *arg)
 	uint64_t one = 1;
 
 	pthread_setname_np(pthread_self(), "remap");
-	if (res->look) {
+	if (res->look)
 		res->error = remap_look(r->remap);
-		remap_check_frames(r->remap, r->seed, CHECK_FRAMES, &res->check);
-	}
 	res->look_cpu_ns = clock_thread_cpu_ns();
 	if (r->count > 0)
 		res->error = remap_round(r->remap, r->vms, r->count, &r->limits, res->vms, &res->merged);
@@ -50,7 +44,7 @@ static void *round_main(void *arg)
 }
 
 static int start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
-		 const uint64_t *look_seed, struct round **ret_round)
+		 bool look, struct round **ret_round)
 {
 	struct round *r = calloc(1, sizeof(*r));
 	int error = -ENOMEM;
@@ -62,8 +56,7 @@ static int start(struct remap *remap, const struct remap_vm *vms, size_t count, 
 	r->limits.cancel = &r->cancel;
 	r->limits.stop = &r->stop;
 	r->limits.merged_pages = &r->merged_pages;
-	r->result.look = look_seed != NULL;
-	r->seed = look_seed ? *look_seed : 0;
+	r->result.look = look;
 	r->joined = true; /* no thread yet */
 	r->done_fd = eventfd(0, EFD_CLOEXEC);
 	r->vms = calloc(count + 1, sizeof(*r->vms));
@@ -88,12 +81,12 @@ fail:
 int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
 		struct round **ret_round)
 {
-	return start(remap, vms, count, limits, NULL, ret_round);
+	return start(remap, vms, count, limits, false, ret_round);
 }
 
-int round_look(struct remap *remap, uint64_t seed, struct round **ret_round)
+int round_look(struct remap *remap, struct round **ret_round)
 {
-	return start(remap, NULL, 0, &(struct remap_limits){ 0 }, &seed, ret_round);
+	return start(remap, NULL, 0, &(struct remap_limits){ 0 }, true, ret_round);
 }
 
 void round_stop(struct round *r)

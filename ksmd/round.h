@@ -19,15 +19,14 @@ struct round_result {
 	bool look;	 /* it was one, and nothing else */
 	bool stopped;	 /* before its end */
 	uint64_t look_cpu_ns;
-	struct remap_frames_check check; /* of a look */
 };
 
 /* count 0: only the sweep. limits is copied, but for what it points to, which is the round's own. Peers are borrowed until
  * round_free(); tables are referenced; nobody else uses remap till then. 0 or -errno. */
 int round_start(struct remap *remap, const struct remap_vm *vms, size_t count, const struct remap_limits *limits,
 		struct round **ret_round);
-/* Only a look at what the VMs map, and at some of the frames' bytes, with the domain's seed; the same otherwise. */
-int round_look(struct remap *remap, uint64_t seed, struct round **ret_round);
+/* Only a look at what the VMs map; the same otherwise. */
+int round_look(struct remap *remap, struct round **ret_round);
 /* No window is begun any more; it ends when those under way have been answered. */
 void round_stop(struct round *r);
 /* Merged so far by a round that is at work. */

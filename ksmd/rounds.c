@@ -99,27 +99,8 @@ static void merged_take(struct ksmd *k, const struct host_snapshot *s, const str
 	rates_log(k, d, m);
 }
 
-static void check_take(struct domain *d, const struct remap_frames_check *check)
-{
-	struct remap_frames_check *all = &d->check;
-
-	all->checked += check->checked;
-	for (uint32_t i = 0; i < check->broken_count; i++) {
-		bool known = false;
-
-		for (uint32_t n = 0; n < all->broken_count; n++)
-			known |= all->broken[n] == check->broken[i];
-		if (known || all->broken_count == REMAP_BROKEN_KEPT)
-			continue;
-		all->broken[all->broken_count++] = check->broken[i];
-		log_warning("remap domain=%s: frame %u of its store does not hold what it was filled with", d->name,
-			    check->broken[i]);
-	}
-}
-
 static void look_end(struct ksmd *k, const struct host_snapshot *s, const struct round_result *res)
 {
-	check_take(k->round_domain, &res->check);
 	if (res->error) {
 		log_debug("remap domain=%s cannot be looked at now: %s", k->round_domain->name, strerror(-res->error));
 		k->round_domain->look_ns = s->taken_ns + LOOK_NS;
@@ -313,7 +294,7 @@ static void start(struct ksmd *k, struct domain *d)
 
 static void look(struct ksmd *k, struct domain *d)
 {
-	int r = round_look(d->remap, d->seed, &k->round);
+	int r = round_look(d->remap, &k->round);
 
 	d->look_ns = clock_mono_ns() + LOOK_NS; /* its end may say another time */
 	if (r == 0)
@@ -365,13 +346,4 @@ uint64_t ksmd_round_vm_saved(const struct ksmd *k, struct tracked_vm *t, const s
 		return 0;
 	return f->mapped_pages - (f->broken_pages < f->mapped_pages ? f->broken_pages : f->mapped_pages) +
 	       t->dropped_pages;
-}
-
-void ksmd_frames_checked(const struct ksmd *k, uint64_t *ret_checked, uint64_t *ret_broken)
-{
-	*ret_checked = *ret_broken = 0;
-	for (size_t i = 0; i < k->domain_count; i++) {
-		*ret_checked += k->domains[i]->check.checked;
-		*ret_broken += k->domains[i]->check.broken_count;
-	}
 }
