@@ -74,7 +74,7 @@ struct balloon *balloon_free(struct balloon *b)
 
 /* ---- VMs come and go ---- */
 
-struct balloon_vm *balloon_vm_of(struct vm *vm)
+struct balloon_vm *balloon_vm_of(struct balloon *b, struct vm *vm)
 {
 	struct balloon_vm *v = vm->balloon;
 
@@ -87,15 +87,15 @@ struct balloon_vm *balloon_vm_of(struct vm *vm)
 		free(v);
 		return NULL;
 	}
+	port_qmp_on_stats(v->qmp, balloon_told, b);
 	vm->balloon = v;
 	return v;
 }
 
 void balloon_vm_ready(struct balloon *b, struct vm *vm)
 {
-	struct balloon_vm *v = balloon_vm_of(vm);
+	struct balloon_vm *v = balloon_vm_of(b, vm);
 
-	(void)b;
 	if (v)
 		port_qmp_connected(v->qmp);
 }
@@ -115,7 +115,7 @@ void balloon_vm_gone(struct balloon *b, struct vm *vm)
 
 static bool is_settled(struct balloon *b, struct vm *vm)
 {
-	struct balloon_vm *v = balloon_vm_of(vm);
+	struct balloon_vm *v = balloon_vm_of(b, vm);
 	const struct balloon_told *told;
 
 	if (!v || (!vm->qmp && !balloon_by_libvirt(vm)))
@@ -138,10 +138,11 @@ bool balloon_settled(struct balloon *b)
 
 /* ---- the decision ---- */
 
-/* A tick comes early when other work ends; steps and hold-offs are made for one a tick. */
+/* A tick comes early when other work ends; steps and hold-offs are made for one a tick. For a guest that runs short there is
+ * one more. */
 static bool is_early(const struct balloon *b, uint64_t now_ns)
 {
-	return b->decided_ns && now_ns - b->decided_ns < b->config->tick_ms * NSEC_PER_MSEC * 3 / 4;
+	return b->decided_ns && !b->urgent && now_ns - b->decided_ns < b->config->tick_ms * NSEC_PER_MSEC * 3 / 4;
 }
 
 static void plans_keep(struct balloon *b)
@@ -193,6 +194,8 @@ static int decide(void *m, const struct host_snapshot *s)
 		return r;
 	b->plan_is_new = true;
 	b->decided_ns = s->taken_ns;
+	b->was_urgent = b->urgent;
+	b->urgent = false;
 	host_log(b, before);
 	plans_keep(b);
 	return 0;

@@ -26,6 +26,9 @@ int balloon_new(sd_event *loop, const struct fsio *fs, const struct config *conf
  * it all back at once. NULL ok; gives NULL. */
 struct balloon *balloon_free(struct balloon *b);
 
+/* "urgent" asks for a tick at once: a guest runs short. From the loop; at most once between two ticks. */
+void balloon_on_urgent(struct balloon *b, void (*urgent)(void *userdata), void *userdata);
+
 /* From the registry's callbacks. */
 void balloon_vm_ready(struct balloon *b, struct vm *vm);
 void balloon_vm_gone(struct balloon *b, struct vm *vm);

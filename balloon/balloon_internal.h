@@ -31,6 +31,11 @@ struct balloon {
 	uint64_t started_ns;
 	sd_event_source *ask_timer;
 	bool refreshed; /* the guests were asked, the VMMs not yet */
+	bool guarding;	/* ... and only those that a balloon has taken from */
+	uint64_t next_ns; /* when the next tick is due */
+	void (*urgent_fn)(void *userdata);
+	void *urgent_userdata;
+	bool urgent, was_urgent; /* the next decision, the last one: came early, for a guest's sake */
 	struct balloon_policy *policy;
 	struct balloon_plan plan; /* of decided_ns */
 	bool plan_is_new;
@@ -42,7 +47,7 @@ struct balloon {
 };
 
 /* The module's part of a VM; NULL when out of memory. */
-struct balloon_vm *balloon_vm_of(struct vm *vm);
+struct balloon_vm *balloon_vm_of(struct balloon *b, struct vm *vm);
 
 /* Reached through libvirt: the monitor is its, and the operator has not named another. */
 bool balloon_by_libvirt(const struct vm *vm);
@@ -50,8 +55,10 @@ bool balloon_by_libvirt(const struct vm *vm);
 const struct balloon_told *balloon_told_now(struct balloon *b, const struct vm *vm, struct balloon_vm *v);
 
 int balloon_sense(void *m, struct host_snapshot *s);
-/* Has the VMs asked in time for the next tick. */
+/* Has the VMs asked in time for the next tick. ask.c */
 void balloon_ask_later(struct balloon *b);
+/* vm has told how it is doing; userdata is the struct balloon. */
+void balloon_told(struct vm *vm, void *userdata);
 int balloon_apply(void *m, bool dry_run);
 
 #endif

@@ -74,6 +74,10 @@ void balloon_policy_set_limits(struct balloon_policy *p, const struct balloon_li
 /* One decision, once per tick; p goes on as if the plan were carried out. 0 or -ENOMEM. */
 int balloon_policy_decide(struct balloon_policy *p, const struct host_snapshot *s, struct balloon_plan *ret_plan);
 
+/* A guest with so little available is given memory at the next decision, if it can have any. */
+bool balloon_guest_is_short(const struct balloon_limits *limits, uint64_t max_bytes, uint64_t actual_bytes,
+			    uint64_t available_bytes);
+
 /* The target of VM number i of the last decision was not carried out (dry run, no connection): nothing was asked of it. */
 void balloon_policy_not_done(struct balloon_policy *p, size_t i);
 

@@ -226,6 +226,20 @@ static void grow_urgent(struct balloon_policy *p, const struct host_snapshot *s,
 	}
 }
 
+/* Less than half of what it is to keep. */
+static bool is_short(const struct vm_snapshot *vm, uint64_t available_bytes, const struct balloon_limits *l)
+{
+	return available_bytes <= vm_keep_bytes(vm, vm->balloon.actual_bytes, l) / GROW_SHARE;
+}
+
+bool balloon_guest_is_short(const struct balloon_limits *limits, uint64_t max_bytes, uint64_t actual_bytes,
+			    uint64_t available_bytes)
+{
+	const struct vm_snapshot vm = { .balloon = { .max_bytes = max_bytes, .actual_bytes = actual_bytes } };
+
+	return is_short(&vm, available_bytes, limits);
+}
+
 static void grow_needed(struct balloon_policy *p, const struct host_snapshot *s, struct supply *supply)
 {
 	for (size_t i = 0; i < s->vm_count; i++) {
@@ -234,7 +248,7 @@ static void grow_needed(struct balloon_policy *p, const struct host_snapshot *s,
 		uint64_t actual = vm->balloon.actual_bytes, want = need_bytes(p, vm, t), given;
 
 		if (!may_grow(p->vms[i].block) || p->vms[i].target_bytes || want <= actual ||
-		    less_u64(actual, t->used_bytes + t->ahead_bytes) > vm_keep_bytes(vm, actual, &p->limits) / GROW_SHARE)
+		    !is_short(vm, less_u64(actual, t->used_bytes + t->ahead_bytes), &p->limits))
 			continue;
 		if (ladder_rows[p->ladder.state].take_idle && t->entitled_bytes)
 			want = min_u64(want, t->entitled_bytes);

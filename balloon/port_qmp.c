@@ -26,6 +26,8 @@ struct port_qmp {
 	uint64_t searched_ns;	 /* when it was last looked for; 0: not on this connection */
 	size_t shelf;		 /* being searched */
 	bool asking;		 /* answers are to come */
+	void (*stats_fn)(struct vm *vm, void *userdata); /* NULL: nobody waits for them */
+	void *stats_userdata;
 };
 
 int port_qmp_new(struct vm *vm, struct port_qmp **ret_port)
@@ -37,6 +39,12 @@ int port_qmp_new(struct vm *vm, struct port_qmp **ret_port)
 	p->vm = vm;
 	*ret_port = p;
 	return 0;
+}
+
+void port_qmp_on_stats(struct port_qmp *p, void (*told)(struct vm *vm, void *userdata), void *userdata)
+{
+	p->stats_fn = told;
+	p->stats_userdata = userdata;
 }
 
 struct port_qmp *port_qmp_free(struct port_qmp *p)
@@ -240,6 +248,8 @@ static void on_stats(struct qmp *q, int result, const json_t *reply, const char 
 	t->swap_out_bytes = member_of(stats, "stat-swap-out");
 	t->major_faults = member_of(stats, "stat-major-faults");
 	t->oom_kills = member_of(stats, "stat-oom-kills"); /* QEMU 9.0 and newer */
+	if (p->stats_fn)
+		p->stats_fn(p->vm, p->stats_userdata);
 }
 
 void port_qmp_ask(struct port_qmp *p)

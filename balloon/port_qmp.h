@@ -12,6 +12,9 @@ struct port_qmp;
 int port_qmp_new(struct vm *vm, struct port_qmp **ret_port);
 struct port_qmp *port_qmp_free(struct port_qmp *p); /* NULL ok; gives NULL */
 
+/* told() is called whenever the guest's statistics have come. */
+void port_qmp_on_stats(struct port_qmp *p, void (*told)(struct vm *vm, void *userdata), void *userdata);
+
 /* The VM is reached (again): looks for its balloon. */
 void port_qmp_connected(struct port_qmp *p);
 

@@ -7,84 +7,8 @@
 #include "core/clock.h"
 #include "core/log.h"
 
-/* What a guest tells at a tick was asked of it so long before, and of its VMM that much: a guest answers in milliseconds. */
-#define REFRESH_AHEAD_NS (150 * NSEC_PER_MSEC)
-#define ASK_AHEAD_NS (50 * NSEC_PER_MSEC)
-
-/* While the host has room and the balloon is empty, a guest is asked this often: its demand is known when it is needed. */
-#define CALM_PERIOD_S 10
-/* A balloon that is let go keeps what is not worth a command. */
-#define NEARLY_EMPTY_BYTES (UINT64_C(4) << 20)
-
 /* VMs whose resident memory is counted in one tick, at 1 ms each. */
 #define RESIDENT_PER_TICK 4
-
-/* ---- asking ---- */
-
-static bool is_calm(const struct balloon *b, const struct vm *vm)
-{
-	const struct balloon_told *told = balloon_vm_told(vm);
-
-	return (!b->plan.ladder || b->plan.ladder->state < HOST_SOFT) && told &&
-	       told->actual_bytes + NEARLY_EMPTY_BYTES >= told->max_bytes;
-}
-
-static bool is_due(const struct balloon *b, const struct vm *vm, uint64_t now_ns)
-{
-	const struct balloon_vm *v = vm->balloon;
-
-	return !is_calm(b, vm) || !balloon_vm_told(vm)->stats_told_ns ||
-	       now_ns - v->asked_ns >= CALM_PERIOD_S * NSEC_PER_SEC - REFRESH_AHEAD_NS;
-}
-
-static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata)
-{
-	struct balloon *b = userdata;
-	uint64_t now_ns = clock_mono_ns();
-	bool libvirt_due = false;
-
-	(void)usec;
-	for (struct vm *vm = vmm_registry_first(b->registry); vm; vm = vm->next) {
-		struct balloon_vm *v = vm->balloon;
-
-		if (!v || !is_due(b, vm, now_ns))
-			continue;
-		libvirt_due |= balloon_by_libvirt(vm);
-		/* How often it is asked is a setting of the VM: a dry run sees what is told anyway. */
-		if (!b->refreshed && !b->fs->dry_run) {
-			port_qmp_refresh(v->qmp, is_calm(b, vm) ? CALM_PERIOD_S : 1);
-		} else if (b->refreshed) {
-			port_qmp_ask(v->qmp);
-			v->asked_ns = now_ns;
-		}
-	}
-	/* libvirt asks guests by itself, once a second; what it knows takes one call for all. */
-	if (b->libvirt && libvirt_due && !b->refreshed)
-		port_libvirt_ask(b->libvirt);
-	b->refreshed = !b->refreshed;
-	if (!b->refreshed)
-		return 0;
-	sd_event_source_set_time(source, (now_ns + REFRESH_AHEAD_NS - ASK_AHEAD_NS) / 1000);
-	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
-}
-
-void balloon_ask_later(struct balloon *b)
-{
-	uint64_t tick_ns = b->config->tick_ms * NSEC_PER_MSEC;
-	uint64_t at_us = (clock_mono_ns() + (tick_ns > REFRESH_AHEAD_NS ? tick_ns - REFRESH_AHEAD_NS : 0)) / 1000;
-
-	/* Ticks may be shorter than it takes a guest to answer. */
-	if (b->refreshed)
-		return;
-	if (!b->ask_timer) {
-		sd_event_add_time(b->loop, &b->ask_timer, CLOCK_MONOTONIC, at_us, 1, on_ask_timer, b);
-		return;
-	}
-	sd_event_source_set_time(b->ask_timer, at_us);
-	sd_event_source_set_enabled(b->ask_timer, SD_EVENT_ONESHOT);
-}
-
-/* ---- taking in ---- */
 
 bool balloon_by_libvirt(const struct vm *vm)
 {
@@ -152,7 +76,7 @@ int balloon_sense(void *m, struct host_snapshot *s)
 	size_t i = 0, counted = 0;
 
 	for (struct vm *vm = vmm_registry_first(b->registry); vm && i < s->vm_count; vm = vm->next, i++) {
-		struct balloon_vm *v = balloon_vm_of(vm);
+		struct balloon_vm *v = balloon_vm_of(b, vm);
 
 		/* One that cannot be had has no balloon; the snapshot's zeroes say so. */
 		if (!v) {

@@ -182,6 +182,11 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *userdata)
 	return timer_rearm(d, d->config.tick_ms * NSEC_PER_MSEC);
 }
 
+static void on_urgent(void *userdata)
+{
+	timer_rearm(userdata, 0);
+}
+
 /* Oneshot: look until all VMs are known, then serve. */
 static int on_settle(sd_event_source *source, uint64_t usec, void *userdata)
 {
@@ -317,6 +322,8 @@ static int parts_make(struct daemon *d)
 		r = vmm_registry_new(d->loop, &d->fs, &d->config, &registry_ops, d, &d->registry);
 	if (r == 0)
 		r = balloon_new(d->loop, &d->fs, &d->config, d->registry, &d->balloon);
+	if (r == 0)
+		balloon_on_urgent(d->balloon, on_urgent, d);
 	if (r == 0)
 		r = estimates_new(d, &d->estimates);
 	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
