@@ -8,7 +8,8 @@
 #define ASK_AHEAD_NS (50 * NSEC_PER_MSEC)
 
 /* Guests that a balloon has taken from are looked after that often between ticks: at 500 MiB/s one gets through the 64 MiB
- * that it keeps in half of this. It costs four messages to its VMM and one to the guest. */
+ * that it keeps in half of this. While the host is short all are, for a guest that is given memory gets that of one which
+ * has just become idle. It costs a VMM five messages, and its guest one. */
 #define GUARD_NS (250 * NSEC_PER_MSEC)
 
 /* While the host has room and the balloon is empty, a guest is asked this often: its demand is known when it is needed. */
@@ -32,7 +33,7 @@ static bool is_due(const struct balloon *b, const struct vm *vm, uint64_t now_ns
 	const struct balloon_vm *v = vm->balloon;
 
 	if (b->guarding)
-		return told->told_ns && !is_empty(told);
+		return told->told_ns && (!is_empty(told) || !is_calm(b, told));
 	return !is_calm(b, told) || !told->stats_told_ns ||
 	       now_ns - v->asked_ns >= CALM_PERIOD_S * NSEC_PER_SEC - REFRESH_AHEAD_NS;
 }

@@ -378,15 +378,19 @@ static bool anybody_starves(const struct balloon_policy *p, const struct host_sn
 	return false;
 }
 
-/* What shrink() will take in this tick for guests that starve. It can be given away at once: a balloon takes it sooner than
- * the guest that is given it has filled it. */
+/* What shrink() will take in this tick for guests that starve, as far as it is free in its guest. That can be given away at
+ * once: a balloon takes it sooner than the guest that is given it has filled it. What has to be reclaimed first comes later,
+ * and a host that gave it away before would swap. */
 static uint64_t coming_bytes(const struct balloon_policy *p, const struct host_snapshot *s)
 {
 	uint64_t sum = 0;
 
-	for (size_t i = 0; i < s->vm_count; i++)
-		if (may_shrink(p, &s->vms[i], i, s->taken_ns, true))
-			sum += less_u64(vm_held_bytes(&s->vms[i]), shrunk_bytes(p, &s->vms[i], i, true));
+	for (size_t i = 0; i < s->vm_count; i++) {
+		const struct vm_snapshot *vm = &s->vms[i];
+
+		if (may_shrink(p, vm, i, s->taken_ns, true))
+			sum += min_u64(less_u64(vm_held_bytes(vm), shrunk_bytes(p, vm, i, true)), vm->balloon.free_bytes);
+	}
 	return sum;
 }
 
