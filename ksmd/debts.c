@@ -55,19 +55,23 @@ void ksmd_looks_take(struct ksmd *k, struct domain *d, const struct host_snapsho
 	}
 }
 
-/* What the kernel has merged, whoever had it do so, and zero pages that a split of huge pages freed. It notices a copy
- * only when it scans: rather too much than too little. */
-static uint64_t kernel_pages(const struct ksmd *k, const struct ksm_snapshot *ksm)
+/* What the kernel has merged, whoever had it do so, and zero pages that a split of huge pages freed. It notices a copy, or
+ * that a process has ended, only when it scans: rather too much than too little, but nothing where no VM has merged pages. */
+static uint64_t kernel_pages(const struct ksmd *k, const struct host_snapshot *s)
 {
-	uint64_t pages = ksm->pages_sharing + ksm->zero_pages;
+	uint64_t pages = s->ksm.pages_sharing + s->ksm.zero_pages, of_vms = k->saved_pages;
 
+	for (size_t i = 0; i < s->vm_count; i++)
+		of_vms += s->vms[i].ksm_merging_pages;
+	if (!of_vms)
+		return 0;
 	return pages > k->saved_pages ? pages : k->saved_pages;
 }
 
 static struct debt_inputs inputs_of(struct ksmd *k, const struct host_snapshot *s)
 {
 	struct debt_inputs in = {
-		.merged_pages = kernel_pages(k, &s->ksm) + (k->round ? round_merged_pages(k->round) : 0),
+		.merged_pages = kernel_pages(k, s) + (k->round ? round_merged_pages(k->round) : 0),
 		.share_percent = k->config->merge_debt_percent,
 	};
 
