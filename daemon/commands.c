@@ -8,6 +8,7 @@
 #include "daemon/control.h"
 #include "daemon/daemon.h"
 #include "daemon/estimate.h"
+#include "daemon/guest_processes.h"
 #include "daemon/translate.h"
 
 typedef void (*command_fn)(struct daemon *d, struct control_client *client, const json_t *arguments);
@@ -82,6 +83,14 @@ static void run_translate(struct daemon *d, struct control_client *client, const
 		translate_request(d, client, vm, arguments);
 	else if (json_object_get(arguments, "hpa"))
 		translate_search_request(d, client, arguments);
+}
+
+static void run_guest_processes(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	struct vm *vm = vm_named(d, client, arguments);
+
+	if (vm)
+		guest_processes_request(d, client, vm);
 }
 
 static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
@@ -160,6 +169,7 @@ static const struct {
 	{ "balloon-status", run_balloon_status }, { "admit", run_admit },
 	{ "doctor", run_doctor },
 	{ "translate", run_translate },
+	{ "guest-processes", run_guest_processes },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)
@@ -177,4 +187,5 @@ void command_abandon(struct daemon *d, struct control_client *client)
 {
 	estimate_abandon(d, client);
 	translate_abandon(d, client);
+	guest_processes_abandon(d, client);
 }
