@@ -260,25 +260,33 @@ static int spaces_look(struct run *run)
 	return r;
 }
 
+static int run_all(struct run *run)
+{
+	uint64_t reference[ROOTS_ENTRIES] = { 0 };
+	int r = ram_load(run->t, &run->p->watch, &run->pages);
+
+	if (r < 0)
+		return r;
+	run->p->home = run->pages.home;
+	r = spaces_seen(run, reference);
+	if (r == 0 && is_long(run) && roots_kernel_entries(reference) >= ROOTS_KERNEL_MIN)
+		r = spaces_search(run, reference);
+	if (r == 0)
+		r = spaces_look(run);
+	free(run->pages.pages);
+	return r;
+}
+
 int processes_run(struct processes *p)
 {
 	struct run run = { .p = p, .t = p->target };
-	uint64_t reference[ROOTS_ENTRIES] = { 0 };
 	int r = walk_mode_of(&p->regs, &run.mode);
 
 	if (r < 0)
 		return r;
 	if (run.mode == WALK_FLAT || p->seen_count == 0)
 		return -EOPNOTSUPP;
-	r = ram_load(p->target, &p->watch, &run.pages);
-	if (r < 0)
-		return r;
-	p->home = run.pages.home;
-	r = spaces_seen(&run, reference);
-	if (r == 0 && is_long(&run) && roots_kernel_entries(reference) >= ROOTS_KERNEL_MIN)
-		r = spaces_search(&run, reference);
-	if (r == 0)
-		r = spaces_look(&run);
-	free(run.pages.pages);
-	return r == 0 && !ept_target_alive(p->target) ? -ESRCH : r;
+	r = run_all(&run);
+	/* What fails then fails in many ways. */
+	return r != -ECANCELED && !ept_target_alive(p->target) ? -ESRCH : r;
 }

@@ -509,7 +509,7 @@ static void test_attribute_hand_built_gives_figures(void)
 	struct attribute_usage one, two, together, kernel;
 	struct walk_regs regs = regs_of(WALK_4LEVEL);
 	struct world w = world_new();
-	struct attribute *a;
+	struct attribute *a = NULL;
 	struct composite_sync s;
 	struct composite *c;
 	uint64_t budget = BUDGET;
