@@ -445,6 +445,49 @@ static void test_composite_cancelled_ends(void)
 	composite_free(c);
 }
 
+/* A top table with so many entries, each of which leads to an empty table somewhere else. */
+static int read_some(void *userdata, uint64_t gpa, void *buf, size_t n)
+{
+	const unsigned *some = userdata;
+	uint64_t *entries = buf, state = 9;
+
+	memset(buf, 0, n);
+	for (unsigned i = 0; gpa == 0x1000 && i < 512; i++) {
+		uint64_t below = unit_random(&state) & UINT64_C(0x3ffffffff000);
+
+		if (i % *some == 0)
+			entries[i] = below | 7;
+	}
+	return 0;
+}
+
+/* Those that go do not take others with them. */
+static void test_composite_dropped_tables_leave_others(void)
+{
+	static const unsigned some[] = { 1, 2, 2, 1, 5, 5, 2, 3, 3 };
+	struct walk_regs regs = regs_of(WALK_4LEVEL);
+	unsigned before = 0;
+	struct composite *c;
+
+	unit_must(composite_new(&regs, 1000, &c) == 0 && composite_root_add(c, 0x1000) == 0, "composite");
+	for (size_t i = 0; i < ARRAY_SIZE(some); i++) {
+		unsigned want = 1 + (511 / some[i] + 1), added = 0, dropped = 0, now = some[i];
+		struct composite_sync s;
+
+		for (unsigned k = 0; k < 512; k++) {
+			added += k % now == 0 && (before == 0 || k % before != 0);
+			dropped += before != 0 && k % before == 0 && k % now != 0;
+		}
+		CU_ASSERT_EQUAL(composite_sync(c, read_some, &now, NULL, &s), 0);
+		CU_ASSERT_EQUAL(s.tables, want);
+		CU_ASSERT_EQUAL(s.added, added + (before == 0));
+		CU_ASSERT_EQUAL(s.dropped, dropped);
+		CU_ASSERT_EQUAL(s.changed, before != 0 && now != before);
+		before = now;
+	}
+	composite_free(c);
+}
+
 /* Tables that are something else at every look. */
 static int read_noise(void *userdata, uint64_t gpa, void *buf, size_t n)
 {
@@ -637,6 +680,7 @@ int main(void)
 		{ "its own table", test_composite_own_table_ends_at_budget },
 		{ "too many tables", test_composite_too_many_tables_refused },
 		{ "cancelled", test_composite_cancelled_ends },
+		{ "dropped tables", test_composite_dropped_tables_leave_others },
 		{ "changing tables", test_composite_changing_tables_end },
 		{ "whose memory", test_attribute_hand_built_gives_figures },
 		{ "top tables", test_roots_content_tells },
