@@ -12,6 +12,7 @@
 #include "cli/connection.h"
 #include "cli/doctor.h"
 #include "cli/flags.h"
+#include "cli/guest_processes.h"
 #include "cli/progress.h"
 #include "cli/run.h"
 #include "cli/show.h"
@@ -47,6 +48,8 @@ static const struct command commands[] = {
 	{ "unmerge", "unmerge", "vm", false, NULL, unmerge_command, "VM: give it its own memory back, and merge it no more (--undo)" },
 	{ "translate", "translate", "vm", true, NULL, translate_command,
 	  "VM: a guest address on its way to the host's frame (--gva): 0 yes, 1 leads nowhere, 2 error" },
+	{ "guest-processes", "guest-processes", "vm", true, show_guest_processes, NULL,
+	  "VM: the address spaces of its guest, and the memory of each" },
 	{ "reload", "reload", NULL, false, show_reload, NULL, "load the configuration anew" },
 	{ "status", "status", NULL, false, show_status, NULL, "the daemon and the host in short" },
 };
@@ -71,8 +74,8 @@ static void usage(FILE *out)
 	      "Talks to memvirtd. Commands marked * work without a running daemon too.\n\n",
 	      out);
 	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
-		fprintf(out, "%c %-13s %s\n", commands[i].looks ? '*' : ' ', commands[i].name, commands[i].help);
-	fprintf(out, "  %-13s %s\n", "run", "COMMAND...: start a VMM with the agent inside; see run --help");
+		fprintf(out, "%c %-15s %s\n", commands[i].looks ? '*' : ' ', commands[i].name, commands[i].help);
+	fprintf(out, "  %-15s %s\n", "run", "COMMAND...: start a VMM with the agent inside; see run --help");
 	fputs("\n"
 	      "  -j, --json          answer as JSON\n"
 	      "  -s, --socket PATH   control socket of the daemon\n"

@@ -10,6 +10,7 @@
 #include "daemon/control.h"
 #include "daemon/daemon.h"
 #include "daemon/estimate.h"
+#include "daemon/guest_processes.h"
 #include "daemon/job.h"
 #include "daemon/translate.h"
 
@@ -101,6 +102,14 @@ static void run_audit(struct daemon *d, struct control_client *client, const jso
 	audit_request(d, client);
 }
 
+static void run_guest_processes(struct daemon *d, struct control_client *client, const json_t *arguments)
+{
+	struct vm *vm = vm_named(d, client, arguments);
+
+	if (vm)
+		guest_processes_request(d, client, vm);
+}
+
 static void run_unmerge(struct daemon *d, struct control_client *client, const json_t *arguments)
 {
 	struct vm *vm = vm_named(d, client, arguments);
@@ -177,6 +186,7 @@ static const struct {
 	{ "balloon-status", run_balloon_status }, { "admit", run_admit },
 	{ "doctor", run_doctor }, { "ept", run_ept }, { "audit", run_audit },
 	{ "translate", run_translate },
+	{ "guest-processes", run_guest_processes },
 };
 
 void command_run(struct daemon *d, struct control_client *client, const char *name, const json_t *arguments)
@@ -195,4 +205,5 @@ void command_abandon(struct daemon *d, struct control_client *client)
 	estimate_abandon(d, client);
 	translate_abandon(d, client);
 	job_abandon(d, client);
+	guest_processes_abandon(d, client);
 }

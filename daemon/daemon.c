@@ -14,6 +14,7 @@
 #include "core/log.h"
 #include "daemon/control.h"
 #include "daemon/estimate.h"
+#include "daemon/guest_processes.h"
 #include "daemon/job.h"
 #include "daemon/modules.h"
 #include "daemon/recorder.h"
@@ -52,8 +53,10 @@ static void on_vm_changed(struct vm *vm, void *userdata)
 {
 	struct ept_view *view = vm->ept;
 
-	if (!vm->qmp)
+	if (!vm->qmp) {
 		translate_vm_lost(userdata, vm);
+		guest_processes_vm_lost(userdata, vm);
+	}
 	if (view && !vm->qmp)
 		ept_view_abandon(view);
 	/* QMP failed before it told the layout: the mappings do. */
@@ -66,6 +69,7 @@ static void on_vm_gone(struct vm *vm, void *userdata)
 	struct daemon *d = userdata;
 
 	translate_vm_lost(d, vm);
+	guest_processes_vm_lost(d, vm);
 	snapshot_drop_vm(&d->snapshot, vm);
 	vm->ept = ept_view_free(vm->ept);
 	balloon_vm_gone(d->balloon, vm);
@@ -332,6 +336,8 @@ static int parts_make(struct daemon *d)
 		r = estimates_new(d, &d->estimates);
 	if (r == 0)
 		r = translations_new(d, &d->translations);
+	if (r == 0)
+		r = guest_processes_new(d, &d->guest_processes);
 	/* Whoever has the socket is the daemon of this host. Only then may KSM's settings be touched. */
 	if (r == 0 && !oneshot)
 		r = control_listen(d, &d->control);
@@ -408,6 +414,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->balloon = balloon_free(d->balloon);
 	d->recorder = recorder_free(d->recorder);
 	d->translations = translations_free(d->translations);
+	d->guest_processes = guest_processes_free(d->guest_processes);
 	if (d->registry) {
 		for (struct vm *vm = vmm_registry_first(d->registry); vm; vm = vm->next)
 			vm->ept = ept_view_free(vm->ept);

@@ -14,6 +14,7 @@
 
 struct control;
 struct estimates;
+struct guest_processes;
 struct job;
 struct recorder;
 struct translations;
@@ -41,6 +42,7 @@ struct daemon {
 	struct job *jobs;
 	struct recorder *recorder; /* NULL: nothing is recorded */
 	struct translations *translations;
+	struct guest_processes *guest_processes;
 
 	sd_event_source *tick_timer, *pass_ready, *round_ready, *agents_ready;
 	struct host_snapshot snapshot; /* of the last tick */

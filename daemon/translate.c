@@ -17,7 +17,6 @@
 #define PROGRESS_USEC 250000
 /* Places that are listed of one frame; the zero page is mapped at very many. An answer of 1 MiB. */
 #define HITS_MAX 4096
-#define GIB4 (UINT64_C(1) << 32)
 
 enum job_kind { FROM_GVA, FROM_GPA, FROM_HVA, FROM_HPA };
 
@@ -241,13 +240,6 @@ static void on_registers(int result, const struct walk_regs *regs, const char *w
 	job_run(job);
 }
 
-static bool low_ram(const struct ept_target *t)
-{
-	const struct ept_slot *last = &t->slots[t->slot_count - 1];
-
-	return last->gpa < GIB4 && last->bytes <= GIB4 - last->gpa;
-}
-
 static void job_begin(struct job *job, const struct vm *vm)
 {
 	const struct ept_view *view = vm->ept;
@@ -270,7 +262,7 @@ static void job_begin(struct job *job, const struct vm *vm)
 		return;
 	}
 	job->vm = vm;
-	r = vm->qmp ? cpu_ask_start(vm->qmp, job->cpu, low_ram(job->targets[0]), on_registers, job, &job->ask) : -ENOTCONN;
+	r = vm->qmp ? cpu_ask_start(vm->qmp, job->cpu, ept_target_low_ram(job->targets[0]), on_registers, job, &job->ask) : -ENOTCONN;
 	if (r < 0) {
 		char why[sizeof(vm->why) + 64];
 

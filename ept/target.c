@@ -13,6 +13,8 @@
 #include "ept/pagestate.h"
 #include "vmm/registry.h"
 
+#define GIB4 (UINT64_C(1) << 32)
+
 static int layout_copy(struct ept_target *t, const struct ept_view *view)
 {
 	t->slots = calloc(view->slot_count, sizeof(*t->slots));
@@ -104,6 +106,13 @@ const struct ept_slot *ept_target_slot(const struct ept_target *t, uint64_t gpa)
 			return slot;
 	}
 	return NULL;
+}
+
+bool ept_target_low_ram(const struct ept_target *t)
+{
+	const struct ept_slot *last = &t->slots[t->slot_count - 1];
+
+	return last->gpa < GIB4 && last->bytes <= GIB4 - last->gpa;
 }
 
 int ept_target_gpa(const struct ept_target *t, uint64_t hva, size_t *next, uint64_t *ret_gpa)

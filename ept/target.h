@@ -36,6 +36,8 @@ bool ept_target_alive(const struct ept_target *t);
 
 /* The slot that holds the address; NULL outside of RAM. */
 const struct ept_slot *ept_target_slot(const struct ept_target *t, uint64_t gpa);
+/* Whether the guest has none above 4 GiB. Guest-physical addresses are known. */
+bool ept_target_low_ram(const struct ept_target *t);
 /* Where the guest sees this byte of its VMM. *next is where to look from, 0 at first: aliases make several. 0, or -ENXIO:
  * nowhere (else). */
 int ept_target_gpa(const struct ept_target *t, uint64_t hva, size_t *next, uint64_t *ret_gpa);
