@@ -59,7 +59,7 @@ void ksmd_looks_take(struct ksmd *k, struct domain *d, const struct host_snapsho
  * that a process has ended, only when it scans: rather too much than too little, but nothing where no VM has merged pages. */
 static uint64_t kernel_pages(const struct ksmd *k, const struct host_snapshot *s)
 {
-	uint64_t pages = s->ksm.pages_sharing + s->ksm.zero_pages, of_vms = k->saved_pages;
+	uint64_t pages = s->ksm.pages_sharing + s->ksm.zero_pages, of_vms = 0;
 
 	for (size_t i = 0; i < s->vm_count; i++)
 		of_vms += s->vms[i].ksm_merging_pages;
