@@ -38,6 +38,8 @@ struct track {
 	uint64_t ahead_bytes; /* what it will use more by the time that memory given now has arrived */
 	enum balloon_veto objection; /* what is wrong in the guest, whether or not its balloon can help */
 	enum balloon_veto veto;
+	/* The size at which it objected last, what it used then, and when; 0 ns: it never did */
+	uint64_t refused_bytes, refused_used_bytes, refused_ns;
 	bool reset; /* started anew, and not given its memory back yet */
 	uint64_t entitled_bytes; /* 0: never shared out */
 

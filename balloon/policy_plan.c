@@ -1,6 +1,7 @@
 /* The plan of one tick: who may have what, who is given memory, from whom it is taken. In this order: what guests need
  * is given before anything is taken for it, from what is free. */
 #include "balloon/policy_internal.h"
+#include "core/clock.h"
 
 /* While guests starve, others give this much faster than by a step a tick. */
 #define URGENT_STEPS 8
@@ -13,6 +14,10 @@
 
 /* A guest gets memory before it objects once less than this part of what it is to keep is available. */
 #define GROW_SHARE 2
+
+/* How long an objection is remembered, and by what part its guest has to use less for it to be forgotten. */
+#define REFUSAL_NS (300 * NSEC_PER_SEC)
+#define REFUSAL_SHARE 4
 
 /* While the host is in need, guests keep this part of what they are to keep; still twice what they would object to. */
 #define HARD_KEEP_SHARE 2
@@ -30,6 +35,16 @@ static bool is_contested(const struct balloon_policy *p)
 	return ladder_rows[p->ladder.state].take_all;
 }
 
+/* A guest that objected at some size is left more than that for five minutes, or until it uses a quarter less: else it is
+ * squeezed to where it swaps every time that the hold is over. */
+static uint64_t borne_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
+{
+	if (!t->refused_ns || t->stats_ns > t->refused_ns + REFUSAL_NS ||
+	    t->used_bytes < t->refused_used_bytes - t->refused_used_bytes / REFUSAL_SHARE)
+		return 0;
+	return t->refused_bytes + vm->balloon.max_bytes / 100 * p->limits.step_percent;
+}
+
 /* What is not taken from the guest, whatever it is entitled to. */
 static uint64_t untouched_bytes(const struct balloon_policy *p, const struct vm_snapshot *vm, const struct track *t)
 {
@@ -41,6 +56,7 @@ static uint64_t untouched_bytes(const struct balloon_policy *p, const struct vm_
 		bytes = t->used_bytes + less_u64(size, t->used_bytes) / HARD_KEEP_SHARE;
 	else
 		bytes = need_bytes(p, vm, t);
+	bytes = max_u64(bytes, borne_bytes(p, vm, t));
 	return max_u64(min_u64(bytes, vm_limit_bytes(vm)), least);
 }
 
@@ -332,7 +348,7 @@ static uint64_t floor_bytes(const struct balloon_policy *p, const struct vm_snap
 		return max_u64(untouched_bytes(p, vm, t), min_u64(t->entitled_bytes, limit));
 	if (is_contested(p) || t->objection != VETO_NONE)
 		return untouched_bytes(p, vm, t);
-	return max_u64(min_u64(vm_size_for(vm, t->used_bytes, &p->limits), limit), least);
+	return max_u64(min_u64(max_u64(vm_size_for(vm, t->used_bytes, &p->limits), borne_bytes(p, vm, t)), limit), least);
 }
 
 static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot *vm, size_t i, uint64_t now_ns,

@@ -148,7 +148,18 @@ static void reset_take(struct track *t, const struct vm_balloon *b)
 	t->stats_void_ns = max_u64(b->stats_ns, t->stats_ns);
 	t->stats_ns = 0;
 	t->used_bytes = t->demand_bytes = t->ahead_bytes = t->cut_from_bytes = t->judge_from_bytes = 0;
+	t->refused_ns = 0;
 	t->objection = VETO_NONE;
+}
+
+/* What it could not bear it is not asked to bear again a few seconds later. */
+static void refusal_take(struct track *t, const struct vm_balloon *b)
+{
+	if (t->objection == VETO_NONE || b->actual_bytes >= b->max_bytes)
+		return;
+	t->refused_bytes = b->actual_bytes;
+	t->refused_used_bytes = t->used_bytes;
+	t->refused_ns = b->stats_ns;
 }
 
 static void stats_take(struct track *t, const struct vm_snapshot *vm, const struct balloon_limits *l)
@@ -168,6 +179,7 @@ static void stats_take(struct track *t, const struct vm_snapshot *vm, const stru
 	/* What is not available is used, the kernel's own tables included; it holds whether the guest takes the balloon off its
 	 * total or not (with deflate-on-oom Linux does not). */
 	demand_take(t, b->actual_bytes - min_u64(b->available_bytes, b->actual_bytes), seconds, b->max_bytes);
+	refusal_take(t, b);
 	t->stats_ns = b->stats_ns;
 	t->swap_in_bytes = b->swap_in_bytes;
 	t->swap_out_bytes = b->swap_out_bytes;
