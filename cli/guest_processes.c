@@ -48,7 +48,7 @@ void show_guest_processes(const json_t *answer)
 	table_print(t, stdout);
 	table_free(t);
 	printf("\nMiB. \"together\" has each page once; \"kernel, rest\" is what only the guest's kernel maps.\n"
-	       "%s paging, %.0f CPUs, %.0f looks at them; %.0f page tables, %.0f of them changed meanwhile.\n",
+	       "Paging: %s. CPUs: %.0f, looked at %.0f times in all. Page tables: %.0f, of which %.0f changed meanwhile.\n",
 	       text(answer, "mode"), number(answer, "cpus"), number(answer, "samples"), number(tables, "count"),
 	       number(tables, "changed"));
 	if (!json_is_true(json_object_get(answer, "searched")))
