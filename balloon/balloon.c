@@ -121,6 +121,8 @@ static bool is_settled(struct balloon *b, struct vm *vm)
 	if (!v || (!vm->qmp && !balloon_by_libvirt(vm)))
 		return true;
 	told = balloon_told_now(b, vm, v);
+	if (vm->qmp && !told->stats_told_ns)
+		port_qmp_ask(v->qmp);
 	return told->device == BALLOON_DEVICE_ABSENT || told->stats_told_ns ||
 	       (!vm->qmp && clock_mono_ns() - b->started_ns > LIBVIRT_PATIENCE_NS);
 }
