@@ -176,6 +176,16 @@ limit_cgroup()
 	echo $(($1 << 20)) >"$file"
 }
 
+# room MIB: the limit that leaves so much available. Page cache of the guests' images counts as available, too.
+room()
+{
+	local cache prefix=''
+	! grep -q '^total_cache' "$cgroup_dir/memory.stat" || prefix=total_
+	cache=$(awk -v p="$prefix" '$1 == p "active_file" || $1 == p "inactive_file" { sum += $2 }
+		END { print int(sum / 1048576) }' "$cgroup_dir/memory.stat")
+	limit_cgroup $(($(cgroup_usage) - cache + $1))
+}
+
 wait_round()
 {
 	"$guest/wait-round.sh" "$work/$1" "$2" "${3:-180}"

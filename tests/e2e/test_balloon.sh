@@ -57,12 +57,6 @@ engine = off
 END
 }
 
-# room MIB: the limit that leaves so much
-room()
-{
-	limit_cgroup $(($(cgroup_usage) + $1))
-}
-
 # -- a dry run of a host that is short says what it would do, and does nothing
 check_dry_run()
 {

@@ -73,11 +73,6 @@ END
 	} | write_conf
 }
 
-room()
-{
-	limit_cgroup $(($(cgroup_usage) + $1))
-}
-
 ticks()
 {
 	ctl --json status | get "j['ticks']"
