@@ -64,7 +64,7 @@ is small "len(j['spaces']) >= 2"
 is large "len([s for s in j['spaces'] if s['mapped_mib'] > 20]) >= 2"
 for g in small large; do
 	is $g "all(s['resident_mib'] <= s['mapped_mib'] and not s['incomplete'] for s in j['spaces'])"
-	is $g "max(s['mapped_mib'] for s in j['spaces']) <= j['together']['mapped_mib'] <= sum(s['mapped_mib'] for s in j['spaces']) + .01"
+	is $g "max(s['mapped_mib'] for s in j['spaces']) <= j['together']['mapped_mib'] <= sum(s['mapped_mib'] + .01 for s in j['spaces'])"
 	# What the kernel alone has and what processes have is all of RAM, but for what is mapped nowhere (a few MiB).
 	is $g "384 - 16 <= j['together']['mapped_mib'] + j['kernel']['mapped_mib'] <= 384"
 	is $g "j['tables']['changed'] == 0 and j['tables']['unreadable'] == 0"
