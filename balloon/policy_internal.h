@@ -45,6 +45,7 @@ struct track {
 
 	/* What was asked of the balloon */
 	uint64_t target_bytes; /* last; 0: nothing */
+	uint64_t turned_ns; /* when it was given memory after memory had been taken from it, or for the first time */
 	uint64_t grown_ns, shrunk_ns; /* when; 0: never */
 	uint64_t cut_from_bytes; /* actual before the cuts since memory was last given back; 0: none */
 

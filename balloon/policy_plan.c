@@ -356,10 +356,14 @@ static bool may_shrink(const struct balloon_policy *p, const struct vm_snapshot 
 {
 	const struct track *t = &p->tracks[i];
 	uint64_t actual = vm->balloon.actual_bytes;
+	bool plainly_idle;
 
 	if (p->vms[i].block != BLOCK_NONE || p->vms[i].target_bytes || !t->stats_ns)
 		return false;
-	if (t->grown_ns && now_ns - t->grown_ns < p->limits.hold_ns)
+	/* A host in need does not wait for what a guest was given lately and plainly does not use; from when it was first given
+	 * any it has been left alone for as long all the same, so that its target does not turn more often. */
+	plainly_idle = is_contested(p) && t->used_bytes < actual / 2;
+	if (t->grown_ns && now_ns - (plainly_idle ? t->turned_ns : t->grown_ns) < p->limits.hold_ns)
 		return false;
 	/* Above its limit an objection does not help it. */
 	if (t->objection != VETO_NONE && actual <= vm_limit_bytes(vm))

@@ -238,6 +238,8 @@ void track_asked(struct track *t, const struct vm_snapshot *vm, uint64_t target_
 		t->moved_bytes = actual;
 	}
 	if (grow) {
+		if (!t->grown_ns || t->shrunk_ns > t->grown_ns)
+			t->turned_ns = now_ns;
 		t->grown_ns = now_ns;
 		t->cut_from_bytes = t->judge_from_bytes = 0;
 		t->stalled = t->stalled && waits;
