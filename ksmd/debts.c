@@ -56,15 +56,16 @@ void ksmd_looks_take(struct ksmd *k, struct domain *d, const struct host_snapsho
 }
 
 /* What the kernel has merged, whoever had it do so, and zero pages that a split of huge pages freed. It notices a copy, or
- * that a process has ended, only when it scans: rather too much than too little, but nothing where no VM has merged pages. */
+ * that a process has ended, only when it scans: rather too much than too little. But where it says that no VM has merged
+ * pages, what it still counts is not theirs. */
 static uint64_t kernel_pages(const struct ksmd *k, const struct host_snapshot *s)
 {
 	uint64_t pages = s->ksm.pages_sharing + s->ksm.zero_pages, of_vms = 0;
 
 	for (size_t i = 0; i < s->vm_count; i++)
 		of_vms += s->vms[i].ksm_merging_pages;
-	if (!of_vms)
-		return 0;
+	if (of_vms == 0 && k->kernel && ksm_kernel_tells_merging(k->kernel))
+		pages = s->ksm.zero_pages;
 	return pages > k->saved_pages ? pages : k->saved_pages;
 }
 

@@ -32,6 +32,7 @@ struct ksm_kernel {
 	bool controlled; /* found is valid and will be put back */
 	struct knobs found;
 	bool helpers_off; /* advisor and smart_scan were seen to */
+	bool tells_merging; /* of a process, seen once */
 	bool written;	  /* wrote is valid */
 	struct knobs wrote;
 };
@@ -273,6 +274,11 @@ int ksm_kernel_read(struct ksm_kernel *k, struct ksm_snapshot *ret_snapshot)
 	return 0;
 }
 
+bool ksm_kernel_tells_merging(const struct ksm_kernel *k)
+{
+	return k->tells_merging;
+}
+
 int ksm_kernel_read_vm(struct ksm_kernel *k, pid_t pid, enum ksm_marked *ret_marked, uint64_t *ret_merging_pages)
 {
 	enum ksm_marked marked = KSM_MARKED_UNKNOWN;
@@ -294,9 +300,13 @@ int ksm_kernel_read_vm(struct ksm_kernel *k, pid_t pid, enum ksm_marked *ret_mar
 
 		if (r == -ENOENT && n < 0)
 			return -ESRCH;
-		if (r < 0)
-			merging = 0;
+		if (r < 0) {
+			*ret_marked = marked;
+			*ret_merging_pages = 0;
+			return 0;
+		}
 	}
+	k->tells_merging = true;
 	*ret_marked = marked;
 	*ret_merging_pages = merging;
 	return 0;

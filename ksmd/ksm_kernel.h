@@ -25,6 +25,9 @@ enum ksm_marked { KSM_MARKED_UNKNOWN, KSM_MARKED_NO, KSM_MARKED_YES };
 
 /* Per process: cheap. 0, -ESRCH when it is gone, -errno. */
 int ksm_kernel_read_vm(struct ksm_kernel *k, pid_t pid, enum ksm_marked *ret_marked, uint64_t *ret_merging_pages);
+/* Whether this kernel says how much of a process is merged, as far as was asked; kernels before 5.19 do not, and 0 pages
+ * then mean nothing. */
+bool ksm_kernel_tells_merging(const struct ksm_kernel *k);
 /* Sets run, pages_to_scan and sleep; the first call also saves what was found. 0 or -errno. */
 int ksm_kernel_set(struct ksm_kernel *k, bool run, uint64_t pages_to_scan, uint64_t sleep_ms);
 /* Whether run, pages_to_scan and sleep in s differ from what ksm_kernel_set() last wrote. */
