@@ -71,7 +71,8 @@ const struct config_key config_keys[] = {
 	  "Part of its present memory that a guest keeps available, as /proc/meminfo in it says, while memory is taken "
 	  "from it. Below a quarter of this it gets memory back." },
 	{ "balloon", "hold", CONFIG_DURATION, G(balloon_hold_ms), 1000, HOUR_MS, NULL, "10s", true,
-	  "After memory was given back to a VM none is taken from it for this long." },
+	  "After memory was given back to a VM none is taken from it for this long; while the host is in need, and the guest "
+	  "uses less than half of what it has, counted from when it was first given any." },
 	{ "balloon", "stall", CONFIG_DURATION, G(balloon_stall_ms), 1000, HOUR_MS, NULL, "10s", true,
 	  "A balloon that does not move for this long is set aside, and tried again after six times as long." },
 	{ "balloon", "admit_timeout", CONFIG_DURATION, G(balloon_admit_ms), 1000, HOUR_MS, NULL, "60s", true,
